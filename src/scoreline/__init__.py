@@ -1,0 +1,3 @@
+"""scoreline makes image generators fast and proves that they are still good."""
+
+__version__ = "0.1.0"

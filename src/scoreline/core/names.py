@@ -1,0 +1,90 @@
+"""The one lazy table of everything that has a short name.
+
+The same table serves `--samplers`, `load` and `scoreline systems`; it holds import paths as text, so that reading it
+imports nothing. A new sampler, network, schedule or metric adds one line here.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+from scoreline.core.errors import unknown_name
+
+__all__ = ["TABLE", "lookup", "names", "kind_and_name"]
+
+TABLE: dict[str, dict[str, str]] = {
+    "schedule": {
+        "vp": "scoreline.diffusion.schedules:VP",
+        "cosine": "scoreline.diffusion.schedules:Cosine",
+        "subvp": "scoreline.diffusion.schedules:SubVP",
+        "ve": "scoreline.diffusion.schedules:VE",
+        "edm": "scoreline.diffusion.schedules:EDM",
+        "flow": "scoreline.diffusion.schedules:Flow",
+        "discrete": "scoreline.diffusion.schedules:Discrete",
+    },
+    "network": {
+        "unet": "scoreline.nn.unet:UNet",
+        "dit": "scoreline.nn.dit:DiT",
+        "mlp": "scoreline.nn.mlp:MLP",
+        "kl-autoencoder": "scoreline.nn.autoencoder:KLAutoencoder",
+    },
+    "denoiser": {
+        "preconditioned": "scoreline.diffusion.preconditioned:Preconditioned",
+        "gaussian": "scoreline.diffusion.closed_form:Gaussian",
+        "mixture": "scoreline.diffusion.closed_form:Mixture",
+        "empirical": "scoreline.diffusion.closed_form:Empirical",
+        "latent": "scoreline.diffusion.latent:Latent",
+    },
+    "sampler": {
+        "ddpm": "scoreline.samplers.ddpm:DDPM",
+        "ddim": "scoreline.samplers.ddim:DDIM",
+        "euler": "scoreline.samplers.euler:Euler",
+        "heun": "scoreline.samplers.heun:Heun",
+        "ancestral": "scoreline.samplers.ancestral:Ancestral",
+        "dpm-solver++2m": "scoreline.samplers.dpm_solver_pp:DPMSolverPP2M",
+        "dpm-solver++3m": "scoreline.samplers.dpm_solver_pp:DPMSolverPP3M",
+    },
+    "encoder": {
+        "inception-2015": "scoreline.nn.inception:Inception2015",
+        "pixels": "scoreline.nn.features:Pixels",
+        "digits": "scoreline.nn.digits_net:DigitsNet",
+    },
+}
+
+
+def names(kind: str) -> list[str]:
+    """The short names known for a kind of thing, sorted.
+
+    >>> "heun" in names("sampler")
+    True
+    """
+    if kind not in TABLE:
+        raise unknown_name("kind", kind, TABLE)
+    return sorted(TABLE[kind])
+
+
+def lookup(kind: str, name: str) -> Any:
+    """The class behind a short name, imported now.
+
+    Raises:
+        InputError: the name is unknown; the nearest valid one is named.
+    """
+    if name not in TABLE.get(kind, {}):
+        raise unknown_name(kind, name, names(kind))
+    module, attribute = TABLE[kind][name].split(":")
+    return getattr(importlib.import_module(module), attribute)
+
+
+def kind_and_name(cls: type) -> tuple[str, str]:
+    """The (kind, short name) under which a class stands in the table.
+
+    Raises:
+        InputError: the class has no line in the table.
+    """
+    path = f"{cls.__module__}:{cls.__qualname__}"
+    for kind, entries in TABLE.items():
+        for name, target in entries.items():
+            if target == path:
+                return kind, name
+    raise unknown_name("class", path, [target for entries in TABLE.values() for target in entries.values()])
