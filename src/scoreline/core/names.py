@@ -23,6 +23,17 @@ TABLE: dict[str, dict[str, str]] = {
         "flow": "scoreline.diffusion.schedules:Flow",
         "discrete": "scoreline.diffusion.schedules:Discrete",
     },
+    "grid": {
+        "karras": "scoreline.diffusion.grids:karras",
+        "logsnr": "scoreline.diffusion.grids:logsnr",
+        "time": "scoreline.diffusion.grids:time",
+        "time-to-clean": "scoreline.diffusion.grids:time_to_clean",
+        "leading": "scoreline.diffusion.grids:leading",
+        "trailing": "scoreline.diffusion.grids:trailing",
+        "linspace": "scoreline.diffusion.grids:linspace",
+        "fractional": "scoreline.diffusion.grids:fractional",
+        "quadratic": "scoreline.diffusion.grids:quadratic",
+    },
     "network": {
         "unet": "scoreline.nn.unet:UNet",
         "dit": "scoreline.nn.dit:DiT",

@@ -1,0 +1,141 @@
+"""What a result cost: network evaluations, multiply-accumulates, seconds, memory."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from scoreline.core.cond import Cond
+from scoreline.core.denoiser import Denoiser, Posterior
+from scoreline.core.schedule import Time
+
+__all__ = ["Counted", "Cost", "count_macs", "machine", "measured"]
+
+
+class Counted(Denoiser):
+    """A view of a denoiser that counts network evaluations per image.
+
+    Attributes:
+        nfe: evaluations so far; a guided denoiser, which runs the network on a doubled batch, counts 2 a call.
+    """
+
+    def __init__(self, inner: Denoiser) -> None:
+        super().__init__()
+        self.inner = inner
+        self.schedule, self.shape = inner.schedule, inner.shape
+        self.num_classes, self.evaluations = inner.num_classes, inner.evaluations
+        self.nfe = 0
+
+    def posterior(self, x: Tensor, t: Time, cond: Cond | None) -> Posterior:
+        self.nfe += self.evaluations
+        return self.inner(x, t, cond)
+
+    def null(self, cond: Cond) -> Cond:
+        return self.inner.null(cond)
+
+
+@dataclass
+class Cost:
+    """Cost of one measured block; see :func:`measured`.
+
+    Attributes:
+        seconds: wall-clock time.
+        peak_memory: largest memory in use during the block, bytes: resident set on CPU, allocated on CUDA.
+    """
+
+    seconds: float = float("nan")
+    peak_memory: int = 0
+
+
+def _resident() -> int:
+    try:
+        with open("/proc/self/statm") as file:
+            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        import resource
+
+        unit = 1 if sys.platform == "darwin" else 1024
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+@contextmanager
+def measured(device: torch.device | str = "cpu", *, interval: float = 0.01) -> Iterator[Cost]:
+    """Measure seconds and peak memory of a block.
+
+    Args:
+        device: CUDA blocks are synchronised on both sides and ask the allocator; elsewhere the resident set is sampled.
+        interval: seconds between two samples of the resident set.
+    """
+    cost, device = Cost(), torch.device(device)
+    cuda = device.type == "cuda"
+    if cuda:
+        torch.cuda.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+    done = threading.Event()
+
+    def watch() -> None:
+        while not done.is_set():
+            cost.peak_memory = max(cost.peak_memory, _resident())
+            done.wait(interval)
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    if not cuda:
+        watcher.start()
+    start = time.perf_counter()
+    try:
+        yield cost
+        if cuda:
+            torch.cuda.synchronize(device)
+    finally:
+        cost.seconds = time.perf_counter() - start
+        done.set()
+        if cuda:
+            cost.peak_memory = torch.cuda.max_memory_allocated(device)
+        else:
+            watcher.join()
+            cost.peak_memory = max(cost.peak_memory, _resident())
+
+
+def count_macs(function: Callable[..., Any], *args: Any) -> int:
+    """Multiply-accumulates of one call (matrix products, convolutions, attention), counted on the tensors it is given."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        function(*args)
+    return counter.get_total_flops() // 2
+
+
+def machine() -> dict[str, Any]:
+    """Facts about the machine that a timing belongs to."""
+    facts: dict[str, Any] = {
+        "system": platform.system(),
+        "processor": _processor(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+    }
+    if torch.cuda.is_available():
+        facts["gpu"] = torch.cuda.get_device_name()
+    return facts
+
+
+def _processor() -> str:
+    try:
+        with open("/proc/cpuinfo") as file:
+            for line in file:
+                if line.startswith("model name"):
+                    return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()

@@ -1,0 +1,397 @@
+"""Noise schedules: VP (linear beta, cosine), sub-VP, VE, EDM, flow, and discrete tables.
+
+Reference: Ho et al. 2020 (linear), Nichol & Dhariwal 2021 (cosine), Song et al. 2021 (VP, sub-VP, VE SDEs),
+Karras et al. 2022 (EDM), Liu et al. 2022 and Lipman et al. 2022 (flow), Lin et al. 2023 (zero terminal SNR).
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from scoreline.core.artefact import recorded
+from scoreline.core.errors import InputError, unknown_name
+from scoreline.core.schedule import Schedule, Time, arithmetic, double
+
+__all__ = [
+    "EDM", "VE", "VP", "BETAS", "Cosine", "Discrete", "Flow", "SubVP", "beta_table", "rescale_zero_terminal_snr",
+]  # fmt: skip
+
+
+def _ones(t: Time) -> Time:
+    """1.0 in the kind of t."""
+    return t * 0.0 + 1.0
+
+
+def _log_expm1(x: Time) -> Time:
+    """log(exp(x) - 1) for x > 0 without overflow."""
+    xp = arithmetic(x)
+    return x + xp.log(-xp.expm1(-x))
+
+
+def _log1p_exp(x: Time) -> Time:
+    """log(1 + exp(x)) without overflow."""
+    if isinstance(x, Tensor):
+        return torch.nn.functional.softplus(x, threshold=1e9) if x.numel() == 0 else torch.logaddexp(x, x * 0.0)
+    value = np.logaddexp(x, 0.0)
+    return value if isinstance(x, np.ndarray) else float(value)
+
+
+@recorded
+class VP(Schedule):
+    """Variance preserving with linear beta(t): log alpha = -t^2 (beta_max - beta_min)/4 - t beta_min/2.
+
+    Args:
+        beta_min: beta(0).
+        beta_max: beta(1).
+        t_min: least time the model is trained at.
+        t_max: largest time.
+
+    Reference: Song et al. 2021, eq. 32-33.
+    """
+
+    grid = "time"
+
+    def __init__(
+        self, *, beta_min: float = 0.1, beta_max: float = 20.0, t_min: float = 1e-3, t_max: float = 1.0
+    ) -> None:
+        self.beta_min, self.beta_max, self.t_min, self.t_max = beta_min, beta_max, t_min, t_max
+
+    def _log_alpha(self, t: Time) -> Time:
+        t = double(t)
+        return -0.25 * t**2 * (self.beta_max - self.beta_min) - 0.5 * t * self.beta_min
+
+    def alpha(self, t: Time) -> Time:
+        return arithmetic(t).exp(self._log_alpha(t))
+
+    def sigma(self, t: Time) -> Time:
+        xp = arithmetic(t)
+        return xp.sqrt(-xp.expm1(2 * self._log_alpha(t)))
+
+    def time(self, lam: Time) -> Time:
+        # -2 log alpha = log(1 + exp(-2 lam)) =: u;  u = t^2 d/2 + t beta_min, solved without cancellation.
+        u = _log1p_exp(-2 * double(lam))
+        d = self.beta_max - self.beta_min
+        return 2 * u / (self.beta_min + arithmetic(u).sqrt(self.beta_min**2 + 2 * d * u))
+
+    def beta(self, t: Time) -> Time:
+        """beta(t) = beta_min + t (beta_max - beta_min)."""
+        return self.beta_min + double(t) * (self.beta_max - self.beta_min)
+
+    def rates(self, t: Time) -> tuple[Time, Time]:
+        alpha, sigma, half = self.alpha(t), self.sigma(t), 0.5 * self.beta(t)
+        return -half * alpha, half * alpha**2 / sigma
+
+
+@recorded
+class SubVP(VP):
+    """Sub-variance preserving: alpha as VP, sigma = 1 - alpha^2.
+
+    Reference: Song et al. 2021, eq. 29.
+    """
+
+    def sigma(self, t: Time) -> Time:
+        return -arithmetic(t).expm1(2 * self._log_alpha(t))
+
+    def time(self, lam: Time) -> Time:
+        # alpha/(1 - alpha^2) = exp(lam):  alpha = 2/(r + sqrt(r^2 + 4)), r = exp(-lam);  log alpha = -asinh(r/2).
+        lam = double(lam)
+        xp = arithmetic(lam)
+        r = xp.exp(-lam) / 2
+        u = 2 * xp.log(r + xp.sqrt(r * r + 1)) if not isinstance(lam, Tensor) else 2 * torch.asinh(r)
+        d = self.beta_max - self.beta_min
+        return 2 * u / (self.beta_min + xp.sqrt(self.beta_min**2 + 2 * d * u))
+
+    def rates(self, t: Time) -> tuple[Time, Time]:
+        alpha, beta = self.alpha(t), self.beta(t)
+        return -0.5 * beta * alpha, beta * alpha**2
+
+
+@recorded
+class Cosine(Schedule):
+    """Cosine schedule in continuous time: alpha = cos(pi/2 (t + s)/(1 + s)) / cos(pi/2 s/(1 + s)), variance preserving.
+
+    Args:
+        s: offset.
+        t_min: least time the model is trained at.
+        t_max: largest time; at 1 the signal would vanish.
+
+    Reference: Nichol & Dhariwal 2021, eq. 17; t_max as in DPM-Solver.
+    """
+
+    grid = "time"
+
+    def __init__(self, *, s: float = 0.008, t_min: float = 1e-3, t_max: float = 0.9946) -> None:
+        self.s, self.t_min, self.t_max = s, t_min, t_max
+        self._phi0 = 0.5 * math.pi * s / (1 + s)
+
+    def _phi(self, t: Time) -> Time:
+        return (double(t) + self.s) * (0.5 * math.pi / (1 + self.s))
+
+    def alpha(self, t: Time) -> Time:
+        return arithmetic(t).cos(self._phi(t)) / math.cos(self._phi0)
+
+    def sigma(self, t: Time) -> Time:
+        # 1 - cos^2 p/cos^2 p0 = sin(p - p0) sin(p + p0)/cos^2 p0: no cancellation near t = 0.
+        phi, xp = self._phi(t), arithmetic(t)
+        return xp.sqrt(abs(xp.sin(phi - self._phi0) * xp.sin(phi + self._phi0))) / math.cos(self._phi0)
+
+    def time(self, lam: Time) -> Time:
+        log_alpha = -0.5 * _log1p_exp(-2 * double(lam))
+        xp = arithmetic(log_alpha)
+        alpha = xp.exp(log_alpha) * math.cos(self._phi0)
+        # acos loses digits near 1; the sine does not.
+        sine = xp.sqrt(-xp.expm1(2 * log_alpha + 2 * math.log(math.cos(self._phi0))))
+        phi = xp.arctan2(sine, alpha) if xp is not math else math.atan2(sine, alpha)
+        return phi / (0.5 * math.pi / (1 + self.s)) - self.s
+
+    def rates(self, t: Time) -> tuple[Time, Time]:
+        rate = 0.5 * math.pi / (1 + self.s)
+        da = -arithmetic(t).sin(self._phi(t)) * rate / math.cos(self._phi0)
+        return da, -self.alpha(t) * da / self.sigma(t)
+
+
+@recorded
+class EDM(Schedule):
+    """alpha = 1, sigma = t.
+
+    Args:
+        t_min: smallest noise level.
+        t_max: largest noise level.
+
+    Reference: Karras et al. 2022.
+    """
+
+    grid = "karras"
+
+    def __init__(self, *, t_min: float = 0.002, t_max: float = 80.0) -> None:
+        self.t_min, self.t_max = t_min, t_max
+
+    def alpha(self, t: Time) -> Time:
+        return _ones(double(t))
+
+    def sigma(self, t: Time) -> Time:
+        return double(t)
+
+    def time(self, lam: Time) -> Time:
+        return arithmetic(lam).exp(-double(lam))
+
+    def rates(self, t: Time) -> tuple[Time, Time]:
+        one = _ones(double(t))
+        return 0.0 * one, one
+
+
+@recorded
+class VE(Schedule):
+    """Variance exploding: alpha = 1, sigma(t) = sigma_min (sigma_max/sigma_min)^t for t in (0, 1].
+
+    Args:
+        sigma_min: noise at t = 0.
+        sigma_max: noise at t = 1.
+        t_min: least time the model is trained at.
+
+    Reference: Song et al. 2021, eq. 30. The clean end is a time of its own, t = -1, since sigma(0) is not 0.
+    """
+
+    grid = "time"
+    clean = -1.0
+
+    def __init__(self, *, sigma_min: float = 0.01, sigma_max: float = 50.0, t_min: float = 1e-5) -> None:
+        self.sigma_min, self.sigma_max, self.t_min, self.t_max = sigma_min, sigma_max, t_min, 1.0
+        self._log_ratio = math.log(sigma_max / sigma_min)
+
+    def alpha(self, t: Time) -> Time:
+        return _ones(double(t))
+
+    def sigma(self, t: Time) -> Time:
+        t = double(t)
+        value = self.sigma_min * arithmetic(t).exp(t * self._log_ratio)
+        return value * (t > self.clean)
+
+    def time(self, lam: Time) -> Time:
+        return (-double(lam) - math.log(self.sigma_min)) / self._log_ratio
+
+    def rates(self, t: Time) -> tuple[Time, Time]:
+        return 0.0 * _ones(double(t)), self.sigma(t) * self._log_ratio
+
+
+@recorded
+class Flow(Schedule):
+    """Straight paths between data and noise: alpha = 1 - t, sigma = t.
+
+    Args:
+        t_min: least time the model is trained at.
+        t_max: largest time; at 1 the state is pure noise.
+
+    Reference: Liu et al. 2022; Lipman et al. 2022.
+    """
+
+    grid = "time-to-clean"
+
+    def __init__(self, *, t_min: float = 1e-5, t_max: float = 1.0) -> None:
+        self.t_min, self.t_max = t_min, t_max
+
+    def alpha(self, t: Time) -> Time:
+        return 1.0 - double(t)
+
+    def sigma(self, t: Time) -> Time:
+        return double(t)
+
+    def time(self, lam: Time) -> Time:
+        return arithmetic(lam).exp(-_log1p_exp(double(lam)))
+
+    def rates(self, t: Time) -> tuple[Time, Time]:
+        one = _ones(double(t))
+        return -one, one
+
+
+def linear_betas(T: int, *, start: float = 1e-4, end: float = 0.02) -> np.ndarray:
+    """beta from start*(1000/T) to end*(1000/T), evenly spaced, (T,) float64. Reference: Ho et al. 2020."""
+    scale = 1000.0 / T
+    return np.linspace(start * scale, end * scale, T, dtype=np.float64)
+
+
+def cosine_betas(T: int, *, s: float = 0.008, clip: float = 0.999) -> np.ndarray:
+    """beta_t = min(1 - f((t+1)/T)/f(t/T), clip), f(u) = cos^2(pi/2 (u + s)/(1 + s)). Ref.: Nichol & Dhariwal 2021."""
+    f = np.cos((np.arange(T + 1, dtype=np.float64) / T + s) / (1 + s) * np.pi / 2) ** 2
+    return np.minimum(1 - f[1:] / f[:-1], clip)
+
+
+def quadratic_betas(T: int, *, start: float = 0.00085, end: float = 0.012) -> np.ndarray:
+    """linspace(sqrt(start), sqrt(end))^2, the "scaled linear" table of latent diffusion, (T,) float64."""
+    return np.linspace(math.sqrt(start), math.sqrt(end), T, dtype=np.float64) ** 2
+
+
+def sigmoid_betas(T: int, *, start: float = 1e-4, end: float = 0.02) -> np.ndarray:
+    """start + (end - start) sigmoid(linspace(-6, 6, T)), (T,) float64."""
+    return start + (end - start) / (1 + np.exp(-np.linspace(-6, 6, T, dtype=np.float64)))
+
+
+def constant_betas(T: int, *, end: float = 0.02) -> np.ndarray:
+    """beta = end everywhere, (T,) float64."""
+    return np.full(T, end, dtype=np.float64)
+
+
+def jsd_betas(T: int) -> np.ndarray:
+    """1/T, 1/(T-1), ..., 1, (T,) float64; the last beta is 1, which leaves no signal."""
+    return 1.0 / np.linspace(T, 1, T, dtype=np.float64)
+
+
+BETAS = {
+    "linear": linear_betas,
+    "cosine": cosine_betas,
+    "quadratic": quadratic_betas,
+    "sigmoid": sigmoid_betas,
+    "constant": constant_betas,
+    "jsd": jsd_betas,
+}
+
+
+def beta_table(name: str, T: int) -> np.ndarray:
+    """The raw table of betas of a named schedule, (T,) float64.
+
+    Raises:
+        InputError: the name is unknown.
+    """
+    if name not in BETAS:
+        raise unknown_name("beta schedule", name, BETAS)
+    return BETAS[name](T)
+
+
+def rescale_zero_terminal_snr(betas: np.ndarray) -> np.ndarray:
+    """Betas whose last abar is exactly 0 and whose first is unchanged.
+
+    s_t = sqrt(abar_t);  s'_t = (s_t - s_{T-1}) s_0/(s_0 - s_{T-1});  betas from the ratios of s'^2.
+
+    Reference: Lin et al. 2023.
+    """
+    s = np.sqrt(np.cumprod(1 - betas))
+    scaled = (s - s[-1]) * (s[0] / (s[0] - s[-1]))
+    abar = scaled**2
+    abar[0], abar[-1] = 1 - betas[0], 0.0
+    return np.append(betas[:1], 1 - abar[1:] / abar[:-1])
+
+
+@recorded
+class Discrete(Schedule):
+    """A table of T noise levels, variance preserving: alpha_t = sqrt(abar_t), t = 0 ... T-1, t = 0 least noisy.
+
+    Times between the entries interpolate log alpha linearly; samplers snap to the entries. The clean end is t = -1.
+
+    Args:
+        betas: name of a table in `BETAS`, or the T values themselves, each in (0, 1).
+        T: number of levels (ignored when `betas` holds values).
+        zero_terminal_snr: rescale so that the last level holds no signal; then eps-prediction is undefined there.
+
+    Raises:
+        InputError: a beta leaves (0, 1).
+    """
+
+    grid = "trailing"
+    clean = -1.0
+
+    def __init__(
+        self, *, betas: str | list[float] = "linear", T: int = 1000, zero_terminal_snr: bool = False
+    ) -> None:
+        table = beta_table(betas, T) if isinstance(betas, str) else np.asarray(betas, dtype=np.float64)
+        allow_one = betas == "jsd"
+        bad = np.flatnonzero(~((table > 0) & (table < 1))[: -1 if allow_one else None])
+        if bad.size:
+            mend = f"beta at t = {bad[0]} is {table[bad[0]]:.4g}, outside (0, 1); use more steps or another table"
+            raise InputError("betas", betas if isinstance(betas, str) else "table", mend)
+        self.betas = rescale_zero_terminal_snr(table) if zero_terminal_snr else table
+        self.T = len(self.betas)
+        self.abar = np.cumprod(1 - self.betas)
+        if zero_terminal_snr or allow_one:
+            self.abar[-1] = 0.0
+        self.t_min, self.t_max = 0.0, float(self.T - 1)
+        self.known = np.arange(self.T, dtype=np.float64)
+        with np.errstate(divide="ignore"):
+            # Entry 0 is the clean end, entry 1 + t is level t.
+            self._log_alpha_table = np.append(0.0, 0.5 * np.log(self.abar))
+        self._on: dict[torch.device, Tensor] = {}
+
+    def _log_alpha(self, t: Time) -> Time:
+        if isinstance(t, Tensor):
+            table = self._on.setdefault(t.device, torch.as_tensor(self._log_alpha_table, device=t.device))
+            at = (double(t) + 1).clamp(0, self.T)
+            low = at.floor().clamp(max=self.T - 1)
+            a, b, w = table[low.long()], table[low.long() + 1], at - low
+            return torch.where(w == 0, a, torch.where(w == 1, b, a + w * (b - a)))
+        at = np.asarray(double(t) + 1.0)
+        if (at == np.floor(at)).all():  # table entries exactly, -inf at a zero-SNR end included
+            value = self._log_alpha_table[at.astype(np.int64)]
+        else:
+            value = np.interp(at, np.arange(self.T + 1), self._log_alpha_table)
+        return value if isinstance(t, np.ndarray) else float(value)
+
+    def alpha(self, t: Time) -> Time:
+        log_alpha = self._log_alpha(t)
+        return arithmetic(log_alpha).exp(log_alpha)
+
+    def sigma(self, t: Time) -> Time:
+        log_alpha = self._log_alpha(t)
+        xp = arithmetic(log_alpha)
+        return xp.sqrt(-xp.expm1(2 * log_alpha))
+
+    def time(self, lam: Time) -> Time:
+        log_alpha = -0.5 * _log1p_exp(-2 * double(lam))
+        if isinstance(log_alpha, Tensor):
+            falling = torch.as_tensor(-self._log_alpha_table, device=log_alpha.device)
+            above = torch.searchsorted(falling, -log_alpha).clamp(1, self.T)
+            a, b = falling[above - 1], falling[above]
+            return (above - 2 + ((-log_alpha - a) / (b - a)).clamp(0, 1)).double()
+        t = np.interp(-np.asarray(log_alpha), -self._log_alpha_table, np.arange(self.T + 1) - 1.0)
+        return t if isinstance(lam, np.ndarray) else float(t)
+
+    def rates(self, t: Time) -> tuple[Time, Time]:
+        # Central difference of the interpolated log alpha over one entry: the table knows no derivative.
+        t = double(t)
+        low, high = t - 0.5, t + 0.5
+        high = high.clamp(max=self.t_max) if isinstance(high, Tensor) else np.minimum(high, self.t_max)
+        slope = (self._log_alpha(high) - self._log_alpha(low)) / (high - low)
+        alpha, sigma = self.alpha(t), self.sigma(t)
+        return slope * alpha, -slope * alpha**2 / sigma
