@@ -1,0 +1,432 @@
+"""The Inception network of 2015-12-05, on which FID, KID, IS and precision/recall are defined.
+
+Szegedy et al. 2015 (1512.00567), in the TensorFlow graph that Salimans et al. and Heusel et al. used. It differs from
+later releases: 1008 outputs and no auxiliary head; average pools leave the zero padding out of the divisor; the pool
+branch of the last block (Mixed_7c) takes the MAXIMUM; batch norm eps 1e-3. Module names follow the ported public
+weights, `pt_inception-2015-12-05-6726825d.pth`, which load without renaming.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from scoreline.core.encoder import QUANTISATIONS, Encoder, check_images, quantise
+from scoreline.core.errors import ArtefactError, unknown_name
+
+__all__ = [
+    "Inception2015",
+    "RESIZES",
+    "TAPS",
+    "WEIGHTS_FILE",
+    "WEIGHTS_SHA256",
+    "resize_antialias",
+    "resize_clean",
+    "resize_pytorch",
+    "resize_tf1",
+]
+
+WEIGHTS_FILE = "pt_inception-2015-12-05-6726825d.pth"
+# The first eight digits stand in the name that its publisher (mseitzer/pytorch-fid) gave the file; the whole sum in
+# the model table of genforce/genforce, for the same file.
+WEIGHTS_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
+
+# tap -> dimension
+TAPS = {"64": 64, "192": 192, "768": 768, "2048": 2048, "logits": 1008, "logits-no-bias": 1008, "sfid": 2023}
+
+
+# --- resizing to 299 x 299: images as levels in [0, 255] ---------------------------------------------------------
+
+
+def resize_tf1(levels: Tensor, size: int = 299) -> Tensor:
+    """TensorFlow 1 bilinear: source i * in / out, no half-pixel centre, no antialias (TTUR, torch-fidelity)."""
+    height, width = levels.shape[2:]
+
+    def axis(length: int) -> tuple[Tensor, Tensor, Tensor]:
+        # float32 products, as TensorFlow forms them: some land just below an integer, and so choose its neighbour
+        scale = torch.tensor(length / size, dtype=torch.float32, device=levels.device)
+        source = torch.arange(size, dtype=torch.float32, device=levels.device) * scale
+        low = source.floor().long().clamp(max=length - 1)
+        return low, (low + 1).clamp(max=length - 1), (source - low).to(levels.dtype)
+
+    y0, y1, dy = axis(height)
+    x0, x1, dx = axis(width)
+    top, bottom = levels[:, :, y0], levels[:, :, y1]
+    top = top[..., x0] + (top[..., x1] - top[..., x0]) * dx
+    bottom = bottom[..., x0] + (bottom[..., x1] - bottom[..., x0]) * dx
+    return top + (bottom - top) * dy[:, None]
+
+
+def resize_pytorch(levels: Tensor, size: int = 299) -> Tensor:
+    """Bilinear with half-pixel centres, no antialias (pytorch-fid)."""
+    return F.interpolate(levels, size=(size, size), mode="bilinear", align_corners=False)
+
+
+def resize_clean(levels: Tensor, size: int = 299) -> Tensor:
+    """Pillow's bicubic on each float32 channel, antialiased, clipped to [0, 255], not rounded (clean-fid).
+
+    On the CPU, image by image; gradients do not pass.
+    """
+    import numpy as np
+    from PIL import Image
+
+    planes = levels.detach().to("cpu", torch.float32).flatten(0, 1).numpy()
+    resized = [np.asarray(Image.fromarray(plane).resize((size, size), Image.Resampling.BICUBIC)) for plane in planes]
+    out = torch.from_numpy(np.stack(resized)).clamp(0, 255)
+    return out.view(*levels.shape[:2], size, size).to(levels)
+
+
+def resize_antialias(levels: Tensor, size: int = 299) -> Tensor:
+    """Bilinear with antialias (torchmetrics from 1.8.0)."""
+    return F.interpolate(levels, size=(size, size), mode="bilinear", align_corners=False, antialias=True)
+
+
+RESIZES = {"tf1": resize_tf1, "pytorch": resize_pytorch, "clean": resize_clean, "torchmetrics": resize_antialias}
+
+
+# --- the network -------------------------------------------------------------------------------------------------
+
+
+class Conv(nn.Module):
+    """Convolution without bias, batch norm (eps 1e-3), ReLU."""
+
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        kernel: int | tuple[int, int],
+        stride: int = 1,
+        padding: int | tuple[int, int] = 0,
+    ) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(inputs, outputs, kernel, stride, padding, bias=False)
+        self.bn = nn.BatchNorm2d(outputs, eps=1e-3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(self.bn(self.conv(x)))
+
+
+def _average(x: Tensor) -> Tensor:
+    return F.avg_pool2d(x, 3, stride=1, padding=1, count_include_pad=False)
+
+
+class Mixed35(nn.Module):
+    """Mixed_5b, 5c, 5d, at 35 x 35: 1x1, 5x5, double 3x3, average pool."""
+
+    def __init__(self, inputs: int, pooled: int) -> None:
+        super().__init__()
+        self.branch1x1 = Conv(inputs, 64, 1)
+        self.branch5x5_1 = Conv(inputs, 48, 1)
+        self.branch5x5_2 = Conv(48, 64, 5, padding=2)
+        self.branch3x3dbl_1 = Conv(inputs, 64, 1)
+        self.branch3x3dbl_2 = Conv(64, 96, 3, padding=1)
+        self.branch3x3dbl_3 = Conv(96, 96, 3, padding=1)
+        self.branch_pool = Conv(inputs, pooled, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        b5 = self.branch5x5_2(self.branch5x5_1(x))
+        b3 = self.branch3x3dbl_3(self.branch3x3dbl_2(self.branch3x3dbl_1(x)))
+        return torch.cat([self.branch1x1(x), b5, b3, self.branch_pool(_average(x))], 1)
+
+
+class Reduce35(nn.Module):
+    """Mixed_6a: 35 x 35 to 17 x 17."""
+
+    def __init__(self, inputs: int) -> None:
+        super().__init__()
+        self.branch3x3 = Conv(inputs, 384, 3, stride=2)
+        self.branch3x3dbl_1 = Conv(inputs, 64, 1)
+        self.branch3x3dbl_2 = Conv(64, 96, 3, padding=1)
+        self.branch3x3dbl_3 = Conv(96, 96, 3, stride=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        b3 = self.branch3x3dbl_3(self.branch3x3dbl_2(self.branch3x3dbl_1(x)))
+        return torch.cat([self.branch3x3(x), b3, F.max_pool2d(x, 3, stride=2)], 1)
+
+
+def _row(inputs: int, outputs: int, length: int) -> Conv:
+    return Conv(inputs, outputs, (1, length), padding=(0, length // 2))
+
+
+def _column(inputs: int, outputs: int, length: int) -> Conv:
+    return Conv(inputs, outputs, (length, 1), padding=(length // 2, 0))
+
+
+class Mixed17(nn.Module):
+    """Mixed_6b to 6e, at 17 x 17: 1x1, 7x7 and double 7x7 in factors, average pool."""
+
+    def __init__(self, inputs: int, width: int) -> None:
+        super().__init__()
+        self.branch1x1 = Conv(inputs, 192, 1)
+        self.branch7x7_1 = Conv(inputs, width, 1)
+        self.branch7x7_2 = _row(width, width, 7)
+        self.branch7x7_3 = _column(width, 192, 7)
+        self.branch7x7dbl_1 = Conv(inputs, width, 1)
+        self.branch7x7dbl_2 = _column(width, width, 7)
+        self.branch7x7dbl_3 = _row(width, width, 7)
+        self.branch7x7dbl_4 = _column(width, width, 7)
+        self.branch7x7dbl_5 = _row(width, 192, 7)
+        self.branch_pool = Conv(inputs, 192, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        b7 = self.branch7x7_3(self.branch7x7_2(self.branch7x7_1(x)))
+        b77 = self.branch7x7dbl_3(self.branch7x7dbl_2(self.branch7x7dbl_1(x)))
+        b77 = self.branch7x7dbl_5(self.branch7x7dbl_4(b77))
+        return torch.cat([self.branch1x1(x), b7, b77, self.branch_pool(_average(x))], 1)
+
+
+class Reduce17(nn.Module):
+    """Mixed_7a: 17 x 17 to 8 x 8."""
+
+    def __init__(self, inputs: int) -> None:
+        super().__init__()
+        self.branch3x3_1 = Conv(inputs, 192, 1)
+        self.branch3x3_2 = Conv(192, 320, 3, stride=2)
+        self.branch7x7x3_1 = Conv(inputs, 192, 1)
+        self.branch7x7x3_2 = _row(192, 192, 7)
+        self.branch7x7x3_3 = _column(192, 192, 7)
+        self.branch7x7x3_4 = Conv(192, 192, 3, stride=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        b3 = self.branch3x3_2(self.branch3x3_1(x))
+        b7 = self.branch7x7x3_4(self.branch7x7x3_3(self.branch7x7x3_2(self.branch7x7x3_1(x))))
+        return torch.cat([b3, b7, F.max_pool2d(x, 3, stride=2)], 1)
+
+
+class Mixed8(nn.Module):
+    """Mixed_7b and 7c, at 8 x 8: the 3x3 layers split into a row and a column; `maximum` pools in 7c only."""
+
+    def __init__(self, inputs: int, maximum: bool) -> None:
+        super().__init__()
+        self.maximum = maximum
+        self.branch1x1 = Conv(inputs, 320, 1)
+        self.branch3x3_1 = Conv(inputs, 384, 1)
+        self.branch3x3_2a = _row(384, 384, 3)
+        self.branch3x3_2b = _column(384, 384, 3)
+        self.branch3x3dbl_1 = Conv(inputs, 448, 1)
+        self.branch3x3dbl_2 = Conv(448, 384, 3, padding=1)
+        self.branch3x3dbl_3a = _row(384, 384, 3)
+        self.branch3x3dbl_3b = _column(384, 384, 3)
+        self.branch_pool = Conv(inputs, 192, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        b3 = self.branch3x3_1(x)
+        b33 = self.branch3x3dbl_2(self.branch3x3dbl_1(x))
+        pooled = F.max_pool2d(x, 3, stride=1, padding=1) if self.maximum else _average(x)
+        return torch.cat(
+            [
+                self.branch1x1(x),
+                self.branch3x3_2a(b3),
+                self.branch3x3_2b(b3),
+                self.branch3x3dbl_3a(b33),
+                self.branch3x3dbl_3b(b33),
+                self.branch_pool(pooled),
+            ],
+            1,
+        )
+
+
+class Inception2015(Encoder):
+    """Inception of 2015-12-05: images in [-1, 1] to features at one of its taps; always in eval mode, frozen.
+
+    Quantise to uint8 levels, resize to 299 x 299, (u - 128) / 128 (resize "pytorch": 2 u / 255 - 1), network.
+
+    Args:
+        tap: "64", "192", "768" (spatial averages after the first and second max pool and Mixed_6e), "2048" (the
+            global average pool; FID, KID), "logits", "logits-no-bias" (IS), "sfid" (first 7 channels of
+            Mixed_6d.branch1x1 before batch norm, 17 x 17 flattened; Nash et al. 2021, 2103.03841).
+        resize: "tf1" (TTUR, torch-fidelity), "pytorch" (pytorch-fid), "clean" (clean-fid), "torchmetrics" (1.8 on).
+        quantisation: "uint8-round", "uint8-truncate" or "none".
+
+    Untrained as constructed; :meth:`load` reads the published weights.
+
+    Reference: Heusel et al. 2017, 1706.08500; Szegedy et al. 2015, 1512.00567.
+    """
+
+    def __init__(self, tap: str = "2048", resize: str = "tf1", quantisation: str = "uint8-round") -> None:
+        super().__init__()
+        for kind, value, known in (
+            ("tap", tap, list(TAPS)),
+            ("resize", resize, list(RESIZES)),
+            ("quantisation", quantisation, list(QUANTISATIONS)),
+        ):
+            if value not in known:
+                raise unknown_name(kind, value, known)
+        self.tap, self.resize, self.quantisation, self.dim = tap, resize, quantisation, TAPS[tap]
+        self.weights_sha256: str | None = None
+        self.Conv2d_1a_3x3 = Conv(3, 32, 3, stride=2)
+        self.Conv2d_2a_3x3 = Conv(32, 32, 3)
+        self.Conv2d_2b_3x3 = Conv(32, 64, 3, padding=1)
+        self.Conv2d_3b_1x1 = Conv(64, 80, 1)
+        self.Conv2d_4a_3x3 = Conv(80, 192, 3)
+        self.Mixed_5b = Mixed35(192, 32)
+        self.Mixed_5c = Mixed35(256, 64)
+        self.Mixed_5d = Mixed35(288, 64)
+        self.Mixed_6a = Reduce35(288)
+        self.Mixed_6b = Mixed17(768, 128)
+        self.Mixed_6c = Mixed17(768, 160)
+        self.Mixed_6d = Mixed17(768, 160)
+        self.Mixed_6e = Mixed17(768, 192)
+        self.Mixed_7a = Reduce17(768)
+        self.Mixed_7b = Mixed8(1280, maximum=False)
+        self.Mixed_7c = Mixed8(2048, maximum=True)
+        self.fc = nn.Linear(2048, 1008)
+        self.requires_grad_(False)
+        self.eval()
+
+    def train(self, mode: bool = True) -> Inception2015:
+        """Stays in eval mode: batch statistics would make an image's features depend on its neighbours."""
+        return super().train(False)
+
+    @property
+    def protocol(self) -> dict[str, str]:
+        return {
+            "features": "inception-2015",
+            "tap": self.tap,
+            "weights": self.weights_sha256 or self._state_sha256(),
+            "resize": self.resize,
+            "quantisation": self.quantisation,
+            "precision": str(self.fc.weight.dtype).removeprefix("torch."),
+        }
+
+    def features(self, x: Tensor) -> Tensor:
+        """(N, dim) features of (N, 3, H, W) images in [-1, 1] at the tap of the constructor."""
+        return self.taps(x, [self.tap])[self.tap]
+
+    def taps(self, x: Tensor, names: list[str]) -> dict[str, Tensor]:
+        """Several taps of (N, 3, H, W) images in [-1, 1] in one pass, so that FID, IS and sFID share the network.
+
+        Raises:
+            InputError: images of the wrong shape, dtype or range; an unknown tap.
+        """
+        check_images(x, channels=3)
+        return self.activations(self.preprocess(x), names)
+
+    def preprocess(self, x: Tensor) -> Tensor:
+        """Images in [-1, 1] as the (N, 3, 299, 299) input of the network."""
+        u = RESIZES[self.resize](quantise(x, self.quantisation))
+        u = u / 127.5 - 1 if self.resize == "pytorch" else (u - 128) / 128
+        return u.to(self.fc.weight.dtype)
+
+    def activations(self, x: Tensor, names: list[str]) -> dict[str, Tensor]:
+        """Taps of the network's own input (N, 3, 299, 299); stops after the last one that is asked for."""
+        for name in names:
+            if name not in TAPS:
+                raise unknown_name("tap", name, TAPS)
+        wanted, found = set(names), {}
+
+        def done(name: str, value: Tensor) -> bool:
+            if name in wanted:
+                found[name] = value
+            return found.keys() == wanted
+
+        x = self.Conv2d_2b_3x3(self.Conv2d_2a_3x3(self.Conv2d_1a_3x3(x)))
+        x = F.max_pool2d(x, 3, stride=2)
+        if done("64", x.mean((2, 3))):
+            return found
+        x = F.max_pool2d(self.Conv2d_4a_3x3(self.Conv2d_3b_1x1(x)), 3, stride=2)
+        if done("192", x.mean((2, 3))):
+            return found
+        x = self.Mixed_6a(self.Mixed_5d(self.Mixed_5c(self.Mixed_5b(x))))
+        x = self.Mixed_6c(self.Mixed_6b(x))
+        if "sfid" in wanted and done("sfid", self.Mixed_6d.branch1x1.conv(x)[:, :7].flatten(1)):
+            return found
+        x = self.Mixed_6e(self.Mixed_6d(x))
+        if done("768", x.mean((2, 3))):
+            return found
+        x = self.Mixed_7c(self.Mixed_7b(self.Mixed_7a(x))).mean((2, 3))
+        if done("2048", x):
+            return found
+        without_bias = x @ self.fc.weight.T
+        done("logits-no-bias", without_bias)
+        done("logits", without_bias + self.fc.bias)
+        return found
+
+    @classmethod
+    def load(
+        cls,
+        path: str | os.PathLike[str] | None = None,
+        *,
+        tap: str = "2048",
+        resize: str = "tf1",
+        quantisation: str = "uint8-round",
+        trusted: bool = False,
+    ) -> Inception2015:
+        """The network with published weights, from a file; nothing is downloaded.
+
+        Args:
+            path: a .pth or .safetensors file; None looks for `pt_inception-2015-12-05-6726825d.pth` in
+                $SCORELINE_CACHE, or ~/.cache/scoreline.
+            tap, resize, quantisation: as for the class.
+            trusted: read a .pth file whose SHA-256 is not the known one.
+
+        Raises:
+            ArtefactError: no such file, an unknown checksum, an unreadable file, or tensors that do not fit.
+        """
+        file = Path(path) if path is not None else _cache() / WEIGHTS_FILE
+        if not file.is_file():
+            raise ArtefactError(
+                "Inception weights",
+                str(file),
+                f"no such file; download {WEIGHTS_FILE} (SHA-256 {WEIGHTS_SHA256}) from the releases of "
+                f"github.com/mseitzer/pytorch-fid and put it into {_cache()}, or pass its path",
+            )
+        net = cls(tap, resize, quantisation)
+        with file.open("rb") as stream:
+            digest = hashlib.file_digest(stream, "sha256").hexdigest()
+        net._fill(_read(file, digest, trusted), file)
+        net.weights_sha256 = digest
+        return net
+
+    def _fill(self, state: dict[str, Tensor], file: Path) -> None:
+        own = self.state_dict()
+        # counters of training steps, which older files lack and evaluation never reads
+        state = {name: own[name] for name in own if name.endswith("num_batches_tracked")} | state
+        missing, extra = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
+        wrong = sorted(name for name in own.keys() & state.keys() if own[name].shape != state[name].shape)
+        if missing or extra or wrong:
+            first = (missing + extra + wrong)[0]
+            raise ArtefactError(
+                str(file),
+                first,
+                f"not this network: {len(missing)} tensors missing, {len(extra)} "
+                f"unknown, {len(wrong)} of another shape; the first is named",
+            )
+        self.load_state_dict(state)
+
+    def _state_sha256(self) -> str:
+        digest = hashlib.sha256()
+        for name, value in sorted(self.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(value.cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()
+
+
+def _cache() -> Path:
+    return Path(os.environ.get("SCORELINE_CACHE") or Path.home() / ".cache" / "scoreline")
+
+
+def _read(file: Path, digest: str, trusted: bool) -> dict[str, Tensor]:
+    safe = file.suffix == ".safetensors"
+    if not safe and digest != WEIGHTS_SHA256 and not trusted:
+        raise ArtefactError(
+            str(file),
+            None,
+            f"its SHA-256 is {digest}, not {WEIGHTS_SHA256}; pass trusted=True if you know where it comes from",
+        )
+    try:
+        if safe:
+            from safetensors.torch import load_file
+
+            return load_file(file)
+        state = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch and safetensors raise many kinds for a broken file
+        raise ArtefactError(str(file), None, f"cannot be read as weights, corrupt or truncated ({error})") from error
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise ArtefactError(str(file), type(state).__name__, "a dictionary of tensors is expected")
+    return dict(state)
