@@ -102,7 +102,7 @@ def test_like_scores_compare() -> None:
 
 
 def test_the_order_of_extra_does_not_matter() -> None:
-    assert PROTOCOL == PROTOCOL.replace(extra=(("a", "x"), ("b", 2)))
+    assert PROTOCOL.replace(extra=(("a", "x"), ("b", 2))) == PROTOCOL
     assert PROTOCOL.extra == (("a", "x"), ("b", 2))
 
 

@@ -2,34 +2,41 @@
 
 from __future__ import annotations
 
-import importlib
 from typing import Any
 
-# name -> module; the classes import torchmetrics, which is slow, so that everything here is looked up on first use
-_HOMES = {
-    "frechet_distance": "frechet",
-    "frechet_distance_from_statistics": "frechet",
-    "fid_infinity": "fid_infinity",
-    "kernel_distance": "kid",
-    "polynomial_mmd": "kid",
-    "inception_score": "inception_score",
-    "prdc": "prdc",
-    "mean_interval": "intervals",
-    "paired_difference": "intervals",
-    "frechet_interval": "intervals",
-    "FrechetDistance": "streaming",
-    "KernelDistance": "streaming",
-    "InceptionScore": "streaming",
-    "PrecisionRecallDensityCoverage": "streaming",
-}
+# Imported now, not on first use: several functions bear the name of their file, and importing a file later would put
+# the module in the function's place.
+from scoreline.metrics.fid_infinity import fid_infinity
+from scoreline.metrics.frechet import frechet_distance, frechet_distance_from_statistics
+from scoreline.metrics.inception_score import inception_score
+from scoreline.metrics.intervals import frechet_interval, mean_interval, paired_difference
+from scoreline.metrics.kid import kernel_distance, polynomial_mmd
+from scoreline.metrics.prdc import prdc
 
-__all__ = sorted(_HOMES)
+# looked up on first use, because torchmetrics takes seconds to import
+_STREAMING = ("FrechetDistance", "InceptionScore", "KernelDistance", "PrecisionRecallDensityCoverage")
+
+__all__ = [
+    "fid_infinity",
+    "frechet_distance",
+    "frechet_distance_from_statistics",
+    "frechet_interval",
+    "inception_score",
+    "kernel_distance",
+    "mean_interval",
+    "paired_difference",
+    "polynomial_mmd",
+    "prdc",
+    *_STREAMING,
+]
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name not in _STREAMING:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    from scoreline.metrics import streaming
+
+    return getattr(streaming, name)
 
 
 def __dir__() -> list[str]:
