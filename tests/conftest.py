@@ -1,0 +1,80 @@
+"""What all tests share: quiet surroundings, and the record of which checks were tested.
+
+`pytest --facts FILE` writes which tests carry `check` or `page` marks and how they ended; `tools/facts.py` reads it.
+The marks travel as user properties of the reports, so that the record is the same under xdist.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+# Before anything imports torch or matplotlib.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("MPLBACKEND", "Agg")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import hypothesis
+import pytest
+
+# The same examples on every machine and every day; a failing one is then anybody's to repeat.
+hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None, database=None)
+hypothesis.settings.load_profile("repeatable")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--facts", metavar="FILE", help="write the outcome of every test marked `check` or `page` to FILE")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    path = config.getoption("--facts")
+    if path and not hasattr(config, "workerinput"):
+        config.pluginmanager.register(Recorder(Path(path)), "facts-recorder")
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    marks = [read(item, mark) for mark in marks_of(item)]
+    if marks:
+        item.user_properties.append(("facts", marks))
+
+
+def marks_of(item: pytest.Item) -> Iterator[pytest.Mark]:
+    yield from item.iter_markers("check")
+    yield from item.iter_markers("page")
+
+
+def read(item: pytest.Item, mark: pytest.Mark) -> list:
+    """["check", system, number] or ["page", system], or a clear refusal."""
+    wanted = {"check": ("system", "number"), "page": ("system",)}[mark.name]
+    known = {"system": range(49), "number": range(1, 100)}
+    if mark.args or sorted(mark.kwargs) != sorted(wanted) or any(mark.kwargs[k] not in known[k] for k in wanted):
+        shown = ", ".join(f"{name}=..." for name in wanted)
+        raise pytest.UsageError(
+            f"{item.nodeid}: write the mark as @pytest.mark.{mark.name}({shown}), with valid numbers"
+        )
+    if mark.name == "check" and item.get_closest_marker("slow"):
+        raise pytest.UsageError(f"{item.nodeid}: a check must run in `make test`; it cannot be marked slow")
+    return [mark.name, *(mark.kwargs[k] for k in wanted)]
+
+
+class Recorder:
+    """Collects the marked tests of a run, from the reports that reach the main process."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.tests: dict[str, dict] = {}
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        marks = dict(report.user_properties).get("facts")
+        if not marks:
+            return
+        test = self.tests.setdefault(report.nodeid, {"marks": marks, "outcome": "passed"})
+        # Set-up, call and tear-down report one by one: only three clean passes are a pass.
+        if report.outcome != "passed" or hasattr(report, "wasxfail"):
+            test["outcome"] = "failed" if report.failed else "skipped"
+
+    def pytest_sessionfinish(self) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.path.write_text(json.dumps(dict(sorted(self.tests.items())), indent=1) + "\n", encoding="utf-8")
