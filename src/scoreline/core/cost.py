@@ -16,13 +16,13 @@ import torch
 from torch import Tensor
 
 from scoreline.core.cond import Cond
-from scoreline.core.denoiser import Denoiser, Posterior
+from scoreline.core.denoiser import Denoiser, Posterior, View
 from scoreline.core.schedule import Time
 
 __all__ = ["Counted", "Cost", "count_macs", "machine", "measured"]
 
 
-class Counted(Denoiser):
+class Counted(View):
     """A view of a denoiser that counts network evaluations per image.
 
     Attributes:
@@ -30,18 +30,12 @@ class Counted(Denoiser):
     """
 
     def __init__(self, inner: Denoiser) -> None:
-        super().__init__()
-        self.inner = inner
-        self.schedule, self.shape = inner.schedule, inner.shape
-        self.num_classes, self.evaluations = inner.num_classes, inner.evaluations
+        super().__init__(inner)
         self.nfe = 0
 
     def posterior(self, x: Tensor, t: Time, cond: Cond | None) -> Posterior:
         self.nfe += self.evaluations
         return self.inner(x, t, cond)
-
-    def null(self, cond: Cond) -> Cond:
-        return self.inner.null(cond)
 
 
 @dataclass

@@ -17,7 +17,7 @@ from scoreline.core.cond import Cond
 from scoreline.core.errors import InputError
 from scoreline.core.schedule import Schedule, Time, spread
 
-__all__ = ["Posterior", "Denoiser", "affine"]
+__all__ = ["Denoiser", "OnSchedule", "Posterior", "View", "affine"]
 
 Pair = tuple[Any, Any]
 
@@ -89,11 +89,16 @@ class Posterior:
         (p, q), (r, s) = self._mean, self._eps
         return affine(a + b * p + c * r, self.x, b * q + c * s, self.raw)
 
-    def with_raw(self, raw: Tensor) -> Posterior:
-        """The same posterior with another raw output (guidance: all kinds are linear in it)."""
-        return Posterior(
-            self.x, raw, mean=self._mean, eps=self._eps, sigma=self.sigma, mix=self.mix, taps=self.taps
-        )
+    def first_half(self, x: Tensor, raw: Tensor) -> Posterior:
+        """The posterior of the first half of a doubled batch, with another raw output (guidance)."""
+        n = len(x)
+
+        def half(v: Any) -> Any:
+            return v[:n] if isinstance(v, Tensor) and v.dim() and len(v) == 2 * n else v
+
+        mean, eps = (half(self._mean[0]), half(self._mean[1])), (half(self._eps[0]), half(self._eps[1]))
+        taps = {name: half(value) for name, value in self.taps.items()}
+        return Posterior(x, raw, mean=mean, eps=eps, sigma=half(self.sigma), mix=half(self.mix), taps=taps)
 
 
 class Denoiser(nn.Module):
@@ -147,6 +152,10 @@ class Denoiser(nn.Module):
         """
         self.schedule.check(times)
 
+    def decode(self, x: Tensor) -> Tensor:
+        """Images of the samples `x`; the identity except for models of latents."""
+        return x
+
     def given(self, cond: Cond | None) -> Self:
         """A view with conditions bound, so that samplers never see them."""
         view = copy.copy(self)
@@ -179,13 +188,36 @@ class Denoiser(nn.Module):
         return self if schedule is self.schedule else OnSchedule(self, schedule, extrapolate=extrapolate)
 
 
-class OnSchedule(Denoiser):
+class View(Denoiser):
+    """Base of denoisers made from one other denoiser; everything a subclass does not change is the inner one's."""
+
+    def __init__(self, inner: Denoiser) -> None:
+        super().__init__()
+        self.inner = inner
+        self.schedule, self.shape = inner.schedule, inner.shape
+        self.num_classes, self.evaluations = inner.num_classes, inner.evaluations
+
+    def check(self, times: Time) -> None:
+        self.inner.check(times)
+
+    def decode(self, x: Tensor) -> Tensor:
+        return self.inner.decode(x)
+
+    def null(self, cond: Cond) -> Cond:
+        return self.inner.null(cond)
+
+    def under(self, plan: Any) -> Self:
+        view = copy.copy(self)
+        view._modules = {**self._modules, "inner": self.inner.under(plan)}
+        return view
+
+
+class OnSchedule(View):
     """A denoiser seen in another schedule's coordinates: x/alpha and sigma/alpha are the same at equal lambda."""
 
     def __init__(self, inner: Denoiser, schedule: Schedule, *, extrapolate: bool = False) -> None:
-        super().__init__()
-        self.inner, self.schedule, self.extrapolate = inner, schedule, extrapolate
-        self.shape, self.num_classes, self.evaluations = inner.shape, inner.num_classes, inner.evaluations
+        super().__init__(inner)
+        self.schedule, self.extrapolate = schedule, extrapolate
 
     def posterior(self, x: Tensor, t: Time, cond: Cond | None) -> Posterior:
         theirs, mine = self.inner.schedule, self.schedule
@@ -218,9 +250,3 @@ class OnSchedule(Denoiser):
         if bad.size:
             mend = f"the model was trained on times {low} to {high}; pass extrapolate=True to go beyond"
             raise InputError("noise level", float(bad.flat[0]), mend)
-
-    def null(self, cond: Cond) -> Cond:
-        return self.inner.null(cond)
-
-    def under(self, plan: Any) -> Denoiser:
-        return OnSchedule(self.inner.under(plan), self.schedule, extrapolate=self.extrapolate)

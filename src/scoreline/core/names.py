@@ -56,6 +56,11 @@ TABLE: dict[str, dict[str, str]] = {
         "dpm-solver++2m": "scoreline.samplers.dpm_solver_pp:DPMSolverPP2M",
         "dpm-solver++3m": "scoreline.samplers.dpm_solver_pp:DPMSolverPP3M",
     },
+    "model": {
+        # Files in scoreline/models, not import paths.
+        "digits": "digits.safetensors",
+        "digits-eps": "digits-eps.safetensors",
+    },
     "encoder": {
         "inception-2015": "scoreline.nn.inception:Inception2015",
         "pixels": "scoreline.nn.features:Pixels",

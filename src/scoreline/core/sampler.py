@@ -214,6 +214,10 @@ class Sampler:
                 raise InputError("times", tuple(times.shape), f"the second dimension must be the batch, {batch}")
             times = torch.as_tensor(times, dtype=torch.float64)
         denoiser.check(times)
+        clean = denoiser.schedule.clean
+        if bool((times[:-1] <= clean).any()):
+            mend = f"no model can be asked at the clean end, {clean}; start an encoding from t_min"
+            raise InputError("time", clean, mend)
         # Which way the run goes is judged on the host, once, before the first evaluation.
         gaps = np.diff(times.cpu().numpy() if isinstance(times, Tensor) else times, axis=0)
         if not ((gaps < 0).all() or (self.rising and (gaps > 0).all())):

@@ -137,6 +137,19 @@ class Preconditioned(Denoiser):
             mean, eps = (1.0, -s), (1.0, a)
         return Posterior(x, raw, mean=mean, eps=eps, sigma=s, mix=mix, taps=taps)
 
+    def target(self, x0: Tensor, x: Tensor, t: Time, noise: Tensor) -> Tensor:
+        """What the network should answer for x = x_t = alpha x_0 + sigma noise, in its own kind.
+
+        With kind "edm" the target is (x_0 - c_skip x/alpha)/c_out, whose plain mean square error is EDM's weighted loss.
+        """
+        alpha, sigma = spread(self.schedule.alpha(t), x), spread(self.schedule.sigma(t), x)
+        if self.kind == "edm":
+            c_skip, c_out, _, _ = edm_scalings(self.schedule.sigma(t) / self.schedule.alpha(t), self.sigma_data)
+            return (x0 - spread(c_skip, x) * x / alpha) / spread(c_out, x)
+        if self.kind == "v":
+            return alpha * noise - sigma * x0
+        return {"eps": noise, "x0": x0, "flow": noise - x0}[self.kind]
+
     def check(self, times: Time) -> None:
         super().check(times)
         if self.kind == "eps" and self.schedule.alpha(float(self.schedule.t_max)) == 0:
