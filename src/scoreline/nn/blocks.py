@@ -44,10 +44,17 @@ def _init(layer: nn.Conv2d | nn.Linear, init: str, gain: float) -> None:
 
 
 def conv2d(
-    in_channels: int, out_channels: int, kernel: int = 3, *, init: str, gain: float = 1.0, stride: int = 1, padding: int = -1
+    in_channels: int,
+    out_channels: int,
+    kernel: int = 3,
+    *,
+    init: str,
+    gain: float = 1.0,
+    stride: int = 1,
+    padding: int | None = None,
 ) -> nn.Conv2d:
     """A convolution that keeps the size, initialised as "xavier" (biases 0) or "default" (torch's own)."""
-    padding = kernel // 2 if padding < 0 else padding
+    padding = kernel // 2 if padding is None else padding
     layer = nn.Conv2d(in_channels, out_channels, kernel, stride=stride, padding=padding)
     _init(layer, init, gain)
     return layer
@@ -71,9 +78,9 @@ class BlockStyle:
     """What the blocks of one network have in common.
 
     Args:
-        embedding_channels: size of the embedding.
+        embedding_channels: size of the embedding, 0 for blocks that take none.
         second_channels: size of the embedding of a second time, 0 for none.
-        modulation: "shift": the embedding is added before the second norm; "scale-shift": it scales and shifts after it.
+        modulation: "shift": the embedding is added before the second norm; "scale-shift": scales and shifts after it.
         residual_scale: factor on every residual sum, 1 or sqrt(1/2).
         filter: taps of the resampling filter, (1, 1) or (1, 3, 3, 1).
         project: a 1x1 convolution in the shortcut of resampling blocks.
@@ -148,7 +155,7 @@ class FIRDownConv(nn.Module):
         self.padding = (len(style.filter) - 1) // 2 + 1
 
     def forward(self, x: Tensor) -> Tensor:
-        # Filtering first and striding in the convolution is the same map as convolving at full size, at a quarter of the cost.
+        # Filtered first, the convolution can stride: the map of convolving at full size, at a quarter of the cost.
         weight = self.filter.to(x.dtype).expand(x.shape[1], -1, -1, -1)
         return self.conv(F.conv2d(x, weight, padding=self.padding, groups=x.shape[1]))
 
@@ -159,7 +166,8 @@ class ConvResample(nn.Module):
     def __init__(self, channels: int, direction: str, style: BlockStyle) -> None:
         super().__init__()
         self.down = direction == "down"
-        self.conv = conv2d(channels, channels, init=style.init, stride=2 if self.down else 1, padding=0 if self.down else 1)
+        stride, padding = (2, 0) if self.down else (1, 1)
+        self.conv = conv2d(channels, channels, init=style.init, stride=stride, padding=padding)
 
     def forward(self, x: Tensor) -> Tensor:
         # The published padding: one row and one column after the image only.
@@ -185,8 +193,9 @@ class ResBlock(nn.Module):
         self.norm0 = group_norm(in_channels, style.eps)
         self.conv0 = conv2d(in_channels, out_channels, init=style.init)
         width = out_channels * (2 if self.scale_shift else 1)
-        self.affine = linear_layer(style.embedding_channels, width, init=style.init)
-        self.affine2 = linear_layer(style.second_channels, width, init=style.init) if style.second_channels else None
+        emb, second = style.embedding_channels, style.second_channels
+        self.affine = linear_layer(emb, width, init=style.init) if emb else None
+        self.affine2 = linear_layer(second, width, init=style.init) if second else None
         self.norm1 = group_norm(out_channels, style.eps)
         self.conv1 = conv2d(out_channels, out_channels, init=style.init, gain=ALMOST_ZERO)
         projected = in_channels != out_channels or (resample is not None and style.project)
@@ -204,15 +213,17 @@ class ResBlock(nn.Module):
             x = self.projection(x)
         return x
 
-    def forward(self, x: Tensor, emb: Tensor, second: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, emb: Tensor | None = None, second: Tensor | None = None) -> Tensor:
         h = F.silu(self.norm0(x))
         if self.resample is not None:
             h = self.resample(h)
         h = self.conv0(h)
-        params = self.affine(emb)
-        if self.affine2 is not None:
+        params = self.affine(emb) if self.affine is not None else None
+        if params is not None and self.affine2 is not None:
             params = params + self.affine2(second)
-        if self.scale_shift:
+        if params is None:
+            h = F.silu(self.norm1(h))
+        elif self.scale_shift:
             h = F.silu(modulated_norm(h, self.norm1, params))
         else:
             # In place on the fresh output of a convolution, which needs it for no gradient.
@@ -238,7 +249,7 @@ def modulated_norm(h: Tensor, norm: nn.GroupNorm, params: Tensor) -> Tensor:
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, tracer: Tracer | None, name: str) -> Tensor:
-    """softmax(q k^T / sqrt(d)) v over (B, heads, N, d); the map (B, heads, N, M) is computed only where it is tapped."""
+    """softmax(q k^T / sqrt(d)) v over (B, heads, N, d); the map (B, heads, N, M) is made only where it is tapped."""
     if tracer is None or not tracer.wants(name):
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
     logits = q @ k.transpose(-2, -1) * (1.0 / math.sqrt(q.shape[-1]))

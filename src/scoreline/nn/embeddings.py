@@ -41,7 +41,7 @@ class TimeFeatures(nn.Module):
     Args:
         channels: number of features, even.
         kind: "sin-cos": w_j = 10000^(-j / (channels/2 - 1)) (DDPM and its descendants); "cos-sin": w_j =
-            10000^(-j / (channels/2)), cosines first (ADM, DiT); "fourier": w_j = 2 pi * `fourier_scale` * N(0, 1), drawn
+            10000^(-j / (channels/2)), cosines first (ADM, DiT); "fourier": w_j = 2 pi `fourier_scale` N(0, 1), drawn
             once and stored (NCSN++).
         scale: s, multiplies the input.
         fourier_scale: standard deviation of the random frequencies.
@@ -50,7 +50,7 @@ class TimeFeatures(nn.Module):
         InputError: an odd or too small number of channels, or an unknown kind.
     """
 
-    def __init__(self, channels: int, kind: str = "sin-cos", *, scale: float = 1.0, fourier_scale: float = 16.0) -> None:
+    def __init__(self, channels: int, kind: str = "sin-cos", *, scale: float = 1, fourier_scale: float = 16) -> None:
         super().__init__()
         require_choice("time features", kind, TIME_FEATURES)
         if channels < 4 or channels % 2:
@@ -207,13 +207,19 @@ class Conditioning(nn.Module):
         if self.vector is not None and cond.vector is not None:
             h = h + self.vector(cond.vector.to(dtype))
         if self.label_mlp is not None and label is not None:
-            label = self.label_mlp(label)
-            h = torch.cat([h.expand(label.shape[0], -1), label.expand(h.shape[0], -1)], 1)
+            # One time may serve many labels, and the other way round.
+            h = torch.cat(torch.broadcast_tensors(h, self.label_mlp(label)), 1)
         return F.silu(h), second
 
 
 def check_inputs(
-    who: str, x: Tensor, t: Tensor, cond: Cond | None, in_shape: tuple[int, ...], accepts: frozenset[str], times: int = 1
+    who: str,
+    x: Tensor,
+    t: Tensor,
+    cond: Cond | None,
+    in_shape: tuple[int, ...],
+    accepts: frozenset[str],
+    times: int = 1,
 ) -> Cond:
     """The conditions of a batch after everything that does not fit was refused.
 

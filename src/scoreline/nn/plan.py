@@ -65,13 +65,13 @@ class Plan:
     def to_dict(self) -> dict[str, Any]:
         """The plan as plain JSON values; what is not set is left out."""
         full: dict[str, Any] = {
-            "drop": sorted(self.drop),
+            "drop": sorted(self.drop) or None,
             "skip_scale": None if self.skip_scale is None else list(self.skip_scale),
             "hidden_scale": None if self.hidden_scale is None else list(self.hidden_scale),
-            "taps": list(self.taps),
-            "stop": self.stop,
+            "taps": list(self.taps) or None,
+            "stop": self.stop or None,
         }
-        return {key: value for key, value in full.items() if value not in ([], None, False)}
+        return {key: value for key, value in full.items() if value is not None}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Plan:

@@ -58,7 +58,8 @@ class Stage(nn.Module):
 
     def layers(self) -> list[ResBlock | Attention | CrossAttention]:
         """The parts that a plan can drop, in forward order."""
-        return [m for m in (self.block, self.attention, self.cross) if m is not None and not isinstance(m, ConvResample)]
+        parts = (self.block, self.attention, self.cross)
+        return [part for part in parts if part is not None and not isinstance(part, ConvResample)]
 
     def forward(
         self,
@@ -92,10 +93,10 @@ class UNet(nn.Module):
     """A U-Net with residual blocks, attention at chosen resolutions and skip joints.
 
     Layers are numbered in forward order over encoder, middle and decoder: every residual block (resampling ones
-    included) and every attention part; the input convolution, DDPM's resampling convolutions, the embedding and the head
-    are none. Joints are numbered from the deepest. Taps: "input", "layer.i", "attention.i" (the softmax map, inside the
-    graph), "bottleneck" (what the encoder hands to the middle), "middle", "joint.i.skip" and "joint.i.hidden" (as
-    concatenated, after the plan's factors), "decoder" (before the head), "embedding".
+    included) and every attention part; the input convolution, DDPM's resampling convolutions, the embedding and the
+    head are none. Joints are numbered from the deepest. Taps: "input", "layer.i", "attention.i" (the softmax map,
+    inside the graph), "bottleneck" (what the encoder hands to the middle), "middle", "joint.i.skip" and
+    "joint.i.hidden" (as concatenated, after the plan's factors), "decoder" (before the head), "embedding".
 
     Args:
         in_shape: (C, H, W) of the noisy image.
@@ -175,7 +176,7 @@ class UNet(nn.Module):
         _check_settings(in_shape, base_channels, channel_mult, num_blocks, attention)
         require_choice("decoder_attention", decoder_attention, ("each", "last"))
         require_choice("resampling", resampling, ("block", "conv"))
-        channels, height, width = self.in_shape = (int(in_shape[0]), int(in_shape[1]), int(in_shape[2]))
+        channels, height, _ = self.in_shape = (int(in_shape[0]), int(in_shape[1]), int(in_shape[2]))
         self.out_channels = channels if out_channels is None else out_channels
         self.num_classes, self.second_time = num_classes, second_time
         given = {"labels": num_classes is not None, "tokens": context_dim, "mask": context_dim, "vector": vector_dim}
@@ -252,7 +253,8 @@ class UNet(nn.Module):
         self._number()
 
     def _number(self) -> None:
-        layers = [layer for part in (self.encoder, self.middle, self.decoder) for s in part for layer in s.layers()]
+        stages: list[Stage] = [*self.encoder, *self.middle, *self.decoder]
+        layers = [layer for stage in stages for layer in stage.layers()]
         maps = 0
         for index, layer in enumerate(layers):
             layer.index, layer.name = index, f"layer.{index}"
@@ -260,10 +262,10 @@ class UNet(nn.Module):
                 layer.map_name, maps = f"attention.{maps}", maps + 1
         self.num_layers, self.num_attention_maps = len(layers), maps
         self.taps = (
-            ("input", "bottleneck", "middle", "decoder", "embedding")
-            + tuple(f"layer.{i}" for i in range(len(layers)))
-            + tuple(f"attention.{i}" for i in range(maps))
-            + tuple(f"joint.{i}.{side}" for i in range(len(self.joints)) for side in ("skip", "hidden"))
+            *("input", "bottleneck", "middle", "decoder", "embedding"),
+            *(f"layer.{i}" for i in range(len(layers))),
+            *(f"attention.{i}" for i in range(maps)),
+            *(f"joint.{i}.{side}" for i in range(len(self.joints)) for side in ("skip", "hidden")),
         )
 
     def null(self, cond: Cond | None) -> Cond:
@@ -313,9 +315,7 @@ class UNet(nn.Module):
         tracer = Tracer(plan)
         return self._run(x, t, cond, tracer), tracer.taps
 
-    def _run(
-        self, x: Tensor, t: Tensor, cond: Cond | None, tracer: Tracer | None
-    ) -> Tensor | None:
+    def _run(self, x: Tensor, t: Tensor, cond: Cond | None, tracer: Tracer | None) -> Tensor | None:
         cond = check_inputs("this U-Net", x, t, cond, self.in_shape, self.accepts, 2 if self.second_time else 1)
         emb = self.embedding(t, cond, x.dtype)
         context = None if cond.tokens is None else _masked(cond.tokens.to(x.dtype), cond.mask)
@@ -360,7 +360,7 @@ class UNet(nn.Module):
 
 
 def _masked(tokens: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """Tokens and mask for attention; an image whose tokens are all masked sees null tokens instead of dividing 0 by 0."""
+    """Tokens and mask for attention; an image with all its tokens masked sees null tokens, not 0 / 0."""
     if mask is None:
         return tokens, None
     some = mask.any(1)
@@ -381,7 +381,7 @@ def _check_settings(
     factor = 2 ** (len(channel_mult) - 1)
     for side in in_shape[1:]:
         if side % factor:
-            mend = f"{len(channel_mult)} levels halve the image {len(channel_mult) - 1} times: sides must divide by {factor}"
+            mend = f"{len(channel_mult)} levels halve the image {len(channel_mult) - 1} times: {factor} must divide it"
             raise InputError("in_shape", tuple(in_shape), mend)
     heights = [in_shape[1] >> level for level in range(len(channel_mult))]
     for resolution in attention:
