@@ -77,7 +77,7 @@ SYSTEMS = (
         "2412.14422",
         10,
         "scoreline.samplers.ddpm",
-        ("scoreline.samplers.ddim",),
+        ("scoreline.samplers.ddim", "scoreline.guidance.extrapolate"),
     ),
     System("10", "SCott", "scott", "2403.01505", 10, "scoreline.fewstep.scott"),
     System("11", "SAR-to-optical distillation", "sar-to-optical", "2407.06095", 10, "scoreline.fewstep.sar_to_optical"),
