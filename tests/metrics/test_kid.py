@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 import pytest
 import torch
@@ -99,3 +101,26 @@ def test_bad_input() -> None:
         kernel_distance(x, x, mode="cleanfid")
     with pytest.raises(InputError, match="at least one subset"):
         kernel_distance(x, x, subsets=0, subset_size=3)
+
+
+def test_two_halves_of_the_digits() -> None:
+    """KID of two halves of one data set is 0 within its spread, whatever n; the Frechet distance falls like c/n."""
+    from sklearn.datasets import load_digits
+
+    from scoreline.metrics.frechet import frechet_distance
+
+    x = torch.from_numpy(load_digits().data) / 8 - 1
+    distance, kid = {}, {}
+    for n in (50, 200, 800):
+        orders = [torch.randperm(len(x), generator=torch.Generator().manual_seed(seed)) for seed in range(10)]
+        pairs = [(x[order[:n]], x[order[n : 2 * n]]) for order in orders]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)
+            distance[n] = float(np.mean([frechet_distance(a, b) for a, b in pairs]))
+        values = [polynomial_mmd(a, b) for a, b in pairs]
+        kid[n] = np.mean(values), np.std(values, ddof=1) / np.sqrt(10)
+    assert distance[50] == pytest.approx(4.8, rel=0.1)
+    assert distance[200] == pytest.approx(1.34, rel=0.1)
+    assert distance[800] == pytest.approx(0.35, rel=0.1)
+    for mean, error in kid.values():
+        assert abs(mean) < 3 * error

@@ -30,7 +30,7 @@ METHODS = ("symmetric", "sqrtm", "eigvals")
 
 _EPS = torch.finfo(torch.float64).eps
 # The eigenvalue route is left for the singular-value route when its error bound, relative to tr S_r + tr S_g, is above:
-_TOLERANCE = 1e-9
+_TOLERANCE = 1e-8
 
 
 def frechet_distance(
@@ -211,14 +211,14 @@ def _distance(a: _Gaussian, b: _Gaussian, method: str, eps: float) -> float:
 
 
 def _symmetric(a: _Gaussian, b: _Gaussian) -> float:
-    lower_a, lower_b = a.cholesky(), b.cholesky()
-    if lower_a is not None and lower_b is not None:
+    lower_a = a.cholesky()
+    if lower_a is not None and b.rank == len(b.mean):
         lam = torch.linalg.eigvalsh(lower_a.T @ b.cov() @ lower_a)
         # eigvalsh errs by about eps max(lam) in each lam, hence by eps max(lam) / (2 sqrt lam) in its root
         bound = (_EPS * lam[-1] / (2 * lam.clamp(min=float(_EPS * lam[-1])).sqrt())).sum()
         if bound <= _TOLERANCE * (a.trace() + b.trace()):
             return float(lam.clamp(min=0).sqrt().sum())
-    product = a.factor(lower_a).T @ b.factor(lower_b)
+    product = a.factor(lower_a).T @ b.factor(b.cholesky())
     return float(torch.linalg.svdvals(product).sum()) if product.numel() else 0.0
 
 
