@@ -61,7 +61,7 @@ def load_arrays(path: str | os.PathLike[str], *, size: int | None = None, channe
     except ArtefactError:
         raise
     except Exception as error:  # zip, zlib and header parsing meet hostile bytes and raise nearly anything
-        if "allow_pickle" in str(error):
+        if "allow_pickle" in str(error) or "Python objects" in str(error):
             mend = "holds pickled objects, which could run code on reading; save plain uint8 or float arrays"
         else:
             mend = f"is broken or truncated ({type(error).__name__}: {error})"

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import io
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NoReturn
 
@@ -48,7 +50,7 @@ def inspect(data: bytes, name: str) -> Header:
         ArtefactError: empty, no picture, over the size limit, or of a mode that has no plain colours.
     """
     try:
-        with _open(data, name) as picture:
+        with _quiet(), _open(data, name) as picture:
             height, width = picture.height, picture.width
             # Pillow decodes a whole PNG to look for a late EXIF chunk; only an early one is looked at here.
             if (picture.format != "PNG" or "exif" in picture.info) and picture.getexif().get(_ORIENTATION) in _TURNED:
@@ -73,7 +75,7 @@ def decode(data: bytes, name: str, *, channels: int, size: int | None = None) ->
         ArtefactError: the picture is broken, truncated, too large or of an unknown mode.
     """
     try:
-        with _open(data, name) as picture:
+        with _quiet(), _open(data, name) as picture:
             _is_grey(picture, name)
             picture.load()
             return prepare(_plain(ImageOps.exif_transpose(picture)), channels=channels, size=size)
@@ -96,13 +98,18 @@ def prepare(picture: Image.Image, *, channels: int, size: int | None) -> np.ndar
     return pixels[:, :, None] if channels == 1 else pixels
 
 
+@contextmanager
+def _quiet() -> Iterator[None]:
+    # Pillow warns on broken metadata and from its size limit on; what matters is said by the errors here.
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
 def _open(data: bytes, name: str) -> Image.Image:
     if not data:
         raise ArtefactError(f"image {name}", None, "is empty (0 bytes); remove it or fetch it again")
-    with warnings.catch_warnings():
-        # Pillow warns on broken metadata and from its size limit on; what matters is said by the errors here.
-        warnings.simplefilter("ignore")
-        picture = Image.open(io.BytesIO(data))
+    picture = Image.open(io.BytesIO(data))
     limit = Image.MAX_IMAGE_PIXELS
     if limit is not None and picture.width * picture.height > limit:
         raise _too_large(name, f"{picture.width} x {picture.height} pixels")

@@ -59,7 +59,7 @@ def picture_grid(
     font = ImageFont.load_default(size=12)
     texts = [_shortened(text) for text in row_labels or []]
     margin = max((math.ceil(font.getlength(text)) for text in texts), default=0)
-    left = pad + (margin + 6 if margin else 0)
+    left = pad + (margin + 12 if margin else 0)
     step_y, step_x = height * scale + pad, width * scale + pad
     sheet = Image.new("RGB", (left + columns * step_x, pad + rows * step_y), _PAPER)
     pixels = to_uint8(images.detach().float().cpu()).permute(0, 2, 3, 1).expand(-1, -1, -1, 3).numpy()

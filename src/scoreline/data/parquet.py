@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, overload
 
@@ -112,9 +113,14 @@ def load_table(
             raise InputError("label column", label_column, f"{what} does not name its classes, so that their number is "
                              "unknown before the end; use it without streaming")  # fmt: skip
         return ImageStream(
-            _Rows(table, image_column, label_column, what), name=what,
-            num_classes=None if names is None else len(names), class_names=names, size=size, channels=channels, on_bad_image=on_bad_image,
-        )  # fmt: skip
+            _Rows(table, image_column, label_column, what),
+            name=what,
+            num_classes=None if names is None else len(names),
+            class_names=names,
+            size=size,
+            channels=channels,
+            on_bad_image=on_bad_image,
+        )
 
     records = TableRecords(table.select_columns([image_column]), image_column, what)
     if len(records) == 0:
@@ -155,15 +161,30 @@ def _open_file(path: Path, streaming: bool) -> Any:
     if not path.is_file():
         raise ArtefactError(str(path), None, "no such file")
     import datasets
+    from pyarrow.parquet import read_metadata
 
-    bars = datasets.are_progress_bars_disabled()
-    datasets.disable_progress_bars()
     try:
-        return datasets.load_dataset("parquet", data_files=str(path), split="train", streaming=streaming)
+        if read_metadata(path).num_rows:
+            with _quiet():
+                return datasets.load_dataset("parquet", data_files=str(path), split="train", streaming=streaming)
     except Exception as error:  # pyarrow and datasets raise many kinds
         raise ArtefactError(str(path), None, f"is no parquet file that can be read ({_root_cause(error)})") from error
+    raise ArtefactError(str(path), None, "holds no rows")
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """No progress bars for local files, and no log lines beside the error."""
+    import datasets
+
+    level, hidden = datasets.logging.get_verbosity(), datasets.are_progress_bars_disabled()
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)
+    datasets.disable_progress_bars()
+    try:
+        yield
     finally:
-        if not bars:
+        datasets.logging.set_verbosity(level)
+        if not hidden:
             datasets.enable_progress_bars()
 
 

@@ -122,15 +122,13 @@ class EncodedPixels:
         if self._kept is None and len(self) * int(np.prod(self.shape)) <= _KEEP_BYTES:
             self._kept = np.empty((len(self), *self.shape), dtype=np.uint8)
             self._have = np.zeros(len(self), dtype=bool)
-        out = np.empty((len(rows), *self.shape), dtype=np.uint8)
-        for place, row in enumerate(rows):
-            if self._kept is not None and self._have[row]:
-                out[place] = self._kept[row]
-                continue
-            out[place] = self._decode(int(self.rows[row]))
-            if self._kept is not None:
-                self._kept[row], self._have[row] = out[place], True
-        return from_uint8(torch.from_numpy(out))
+        if self._kept is None:
+            decoded = np.stack([self._decode(int(self.rows[row])) for row in rows])
+            return from_uint8(torch.from_numpy(decoded))
+        for row in rows[~self._have[rows]]:
+            self._kept[row] = self._decode(int(self.rows[row]))
+            self._have[row] = True
+        return from_uint8(torch.from_numpy(self._kept[rows]))
 
     def _decode(self, record: int) -> np.ndarray:
         name = self.records.name(record)
