@@ -238,18 +238,19 @@ def test_a_pure_joint_is_affine_in_rho_and_a_mixed_one_is_not():
 def test_stop_ends_the_pass_after_the_last_tap():
     net = alive(VARIANTS["text"])
     x, t, cond = inputs(net)
+    ran: list[Any] = []
+    hooks = [m.register_forward_hook(lambda m, i, o: ran.append(m)) for m in (net.middle[0], net.output)]
     for name in net.taps:
         whole = net.trace(x, t, cond, Plan(taps=(name,)))[1][name]
-        ran: list[Any] = []
-        hooks = [m.register_forward_hook(lambda m, i, o: ran.append(m)) for m in (net.middle[0], net.output)]
+        ran.clear()
         out, taps = net.trace(x, t, cond, Plan(taps=(name,), stop=True))
-        for hook in hooks:
-            hook.remove()
         assert out is None
         assert torch.equal(taps[name], whole)
         assert net.output not in ran
         if name in ("input", "bottleneck", "layer.0", "embedding"):
             assert not ran
+    for hook in hooks:
+        hook.remove()
 
 
 def test_a_plan_that_does_not_fit_is_refused():
