@@ -24,7 +24,7 @@ from scoreline.core.files import atomic_path
 from scoreline.core.method import Method
 from scoreline.train.loop import Loop
 
-__all__ = ["checkpoints", "frozen_fingerprints", "load_state", "newest", "read", "save", "state", "write"]
+__all__ = ["checkpoints", "frozen_fingerprints", "load_state", "newest", "prune", "read", "save", "state", "write"]
 
 FORMAT = "scoreline-checkpoint/1"
 KEPT = 2
@@ -150,25 +150,36 @@ def save(folder: Path, header: Mapping[str, Any], tensors: Mapping[str, Tensor])
     """Write the checkpoint of a step and remove all but the last two."""
     path = folder / f"{header['step']:09d}.safetensors"
     write(path, header, tensors)
-    for old in checkpoints(folder)[KEPT:]:
-        old.unlink(missing_ok=True)
+    prune(folder)
     return path
 
 
+def prune(folder: Path) -> None:
+    """Remove all but the last two checkpoints."""
+    for old in checkpoints(folder)[KEPT:]:
+        old.unlink(missing_ok=True)
+
+
 def newest(folder: Path) -> tuple[Path, dict[str, Any], dict[str, Tensor]] | None:
-    """The newest whole checkpoint of a folder, or None when there is none yet; broken ones are named on stderr.
+    """The newest whole checkpoint of a folder, or None when there is none yet.
+
+    Broken ones are named on stderr and set aside as .broken files, so that they do not count as the last two.
 
     Raises:
         ArtefactError: there are checkpoints, and none of them is whole.
     """
     found = checkpoints(folder)
-    reasons = []
-    for path in found:
+    reasons: list[str] = []
+    for place, path in enumerate(found):
         try:
-            return path, *read(path)
+            header, tensors = read(path)
         except ArtefactError as error:
             reasons.append(str(error))
             print(f"{error}; trying the one before", file=sys.stderr)
+            continue
+        for broken in found[:place]:
+            broken.rename(broken.with_suffix(".broken"))
+        return path, header, tensors
     if found:
         raise ArtefactError(str(folder), None, f"holds no whole checkpoint ({reasons[0]}); delete it to start anew")
     return None

@@ -81,7 +81,7 @@ def fit(
         accumulate: parts into which a batch is cut, their gradients averaged.
         ema: decay or decays of the moving average, see :mod:`scoreline.train.ema`.
         skip_nonfinite: how many non-finite updates may be left out.
-        on_step: called as on_step(step, losses), with detached tensors, after each step; returning True ends the training.
+        on_step: called as on_step(step, losses) after each step; returning True ends the training.
 
     Returns:
         The method and what belongs to it; `.result()` is what it leaves, with averaged weights if there are any.

@@ -30,7 +30,7 @@ class Group:
         self.count = 0
         if issubclass(update.optimizer, torch.optim.LBFGS):
             raise InputError("optimizer", "LBFGS", "evaluates its loss several times a step; use a first-order one")
-        known = _settings(update.optimizer)
+        known = _settings(update.optimizer)  # type: ignore[arg-type]
         for name in update.settings:
             if name not in known:
                 raise unknown_name(f"setting of {update.optimizer.__name__}", name, known)

@@ -32,7 +32,7 @@ class Order:
         seed: any integer.
 
     >>> order = Order(count=4, batch_size=3, seed=0)
-    >>> sorted([*order.positions(0), order.positions(1)[0]])
+    >>> sorted([*order.positions(0).tolist(), int(order.positions(1)[0])])
     [0, 1, 2, 3]
     """
 

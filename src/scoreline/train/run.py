@@ -116,6 +116,8 @@ def run(
         claim_folder(root, resolved)
     loop = Loop(method, data, device=place, autocast=pick_autocast(precision, place), rank=rank, **settings)
     start, header = _go_on(loop, root, steps)
+    if rank == 0:
+        checkpoint.prune(root / "checkpoints")
     record = Record(loop, root, steps, start, header, quiet=quiet)
     last = steps if stop_at is None else max(min(stop_at, steps), start)
     losses: dict[str, Tensor] = {}
@@ -128,13 +130,13 @@ def run(
                 record.count(losses)
                 if step % log_every == 0 or step == steps:
                     record.write(step)
-                late = checkpoint_seconds is not None and record.seconds_unsaved() > checkpoint_seconds
-                if step % checkpoint_every == 0 or step == last or late:
-                    record.save(step)
                 if sample is not None and sample_every is not None and (step % sample_every == 0 or step == steps):
                     with record.paused():
                         if rank == 0:
                             _draw(loop, sample, step, root)
+                late = checkpoint_seconds is not None and record.seconds_unsaved() > checkpoint_seconds
+                if step % checkpoint_every == 0 or step == last or late:
+                    record.save(step)
                 if _stopped(stop, step, world, place):
                     record.save(step)
                     record.progress.say(f"stopped after step {step}; the same command goes on from there")
@@ -152,7 +154,9 @@ def _processes(device: str | torch.device) -> tuple[torch.device, int, int]:
 
     wanted = pick_device(device)
     state = PartialState(cpu=wanted.type == "cpu")
-    return state.device, state.process_index, state.num_processes
+    # On the CPU accelerate numbers the processes' devices; torch knows one.
+    place = state.device if state.device.type == "cuda" else torch.device(state.device.type)
+    return place, state.process_index, state.num_processes
 
 
 def _go_on(loop: Loop, root: Path, steps: int) -> tuple[int, dict[str, Any] | None]:
