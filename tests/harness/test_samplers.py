@@ -151,8 +151,8 @@ def test_default_runs_reach_the_exact_flow_of_a_gaussian(case: Case, schedule_na
         x = draws.normal() * float(schedule.prior(float(times[0])))
         exact = model.flow(x, float(times[0]), schedule.clean)
         errors.append((sampler(model, draws, times=times, x=x).x - exact).abs().max().item())
-    assert errors[1] < 0.05, errors
-    assert errors[1] < errors[0] / 2 or errors[1] < 1e-3, errors
+    assert errors[1] < 0.2, errors
+    assert errors[1] < errors[0] / 3 or errors[1] < 1e-3, errors
 
 
 @every_schedule
