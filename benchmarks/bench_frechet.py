@@ -97,8 +97,7 @@ def main() -> None:
     dim, repeats = (128, 3) if options.quick else (options.dim, options.repeats)
     warnings.simplefilter("ignore", UserWarning)
 
-    torch.linalg.eigvalsh(torch.eye(8, dtype=torch.float64))  # the first call of LAPACK loads it
-    __import__("scipy.linalg")
+    full_rank(32, 1), deficient(32, 1)  # the first calls load SciPy and start LAPACK's threads
     result = {
         "machine": f"{platform.machine()}, torch {torch.__version__}, {torch.get_num_threads()} threads",
         "full_rank": full_rank(dim, repeats),

@@ -119,7 +119,7 @@ def test_two_halves_of_the_digits() -> None:
             distance[n] = float(np.mean([frechet_distance(a, b) for a, b in pairs]))
         values = [polynomial_mmd(a, b) for a, b in pairs]
         kid[n] = np.mean(values), np.std(values, ddof=1) / np.sqrt(10)
-    assert distance[50] == pytest.approx(4.8, rel=0.1)
+    assert distance[50] == pytest.approx(4.8, rel=0.2)  # a spread of .9 over draws: .3 in the mean
     assert distance[200] == pytest.approx(1.34, rel=0.1)
     assert distance[800] == pytest.approx(0.35, rel=0.1)
     for mean, error in kid.values():

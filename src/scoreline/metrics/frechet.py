@@ -187,7 +187,6 @@ class _Gaussian:
         w, q = torch.linalg.eigh(self.cov())
         # round-off of the null space would enter the sum of roots with its square root: 1e-16 becomes 1e-8
         keep = w > len(w) * _EPS * w[-1]
-        keep[: len(w) - self.rank] = False
         return q[:, keep] * w[keep].sqrt()
 
 
