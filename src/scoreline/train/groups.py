@@ -67,20 +67,20 @@ class Group:
         for parameter in self.parameters:
             parameter.grad = None
 
-    def mean_over_processes(self, loss: Tensor, world: int) -> Tensor:
-        """Replace gradients by their mean over processes, in one message; returns the mean loss.
+    def mean_over_processes(self, values: Tensor, world: int) -> Tensor:
+        """Replace gradients by their mean over processes, in one message; returns the means of `values` (K,).
 
         A parameter without a gradient here but with one elsewhere counts as zero here.
         """
         parameters = self.parameters
-        present = torch.tensor([float(p.grad is not None) for p in parameters], device=loss.device)
+        present = torch.tensor([float(p.grad is not None) for p in parameters], device=values.device)
         grads = [p.grad if p.grad is not None else torch.zeros_like(p) for p in parameters]
-        flat = torch.cat([*[g.reshape(-1) for g in grads], present.to(grads[0]), loss.reshape(1).to(grads[0])])
+        flat = torch.cat([*[g.reshape(-1) for g in grads], present.to(grads[0]), values.to(grads[0])])
         torch.distributed.all_reduce(flat)
-        *means, present, loss = flat.split([*[g.numel() for g in grads], len(parameters), 1])
+        *means, present, values = flat.split([*[g.numel() for g in grads], len(parameters), len(values)])
         for parameter, mean, reached in zip(parameters, means, present.tolist()):
             parameter.grad = (mean / world).view_as(parameter).to(parameter) if reached else None
-        return loss[0] / world
+        return values / world
 
     @staticmethod
     def nonfinite(gradients: list[Tensor], unscale: float) -> Tensor:

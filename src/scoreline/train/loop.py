@@ -160,17 +160,21 @@ class Loop:
         if isinstance(made, Mapping):
             entries |= {f"{name}/{entry}": value for entry, value in made.items() if entry != "loss"}
         for entry, value in entries.items():
-            value = torch.as_tensor(value).detach() / self.accumulate
+            value = torch.as_tensor(value, device=self.device).detach().float() / self.accumulate
+            if value.dim():
+                raise InputError(f"logged value {entry}", tuple(value.shape), "must be one number")
             logged[entry] = logged[entry] + value if entry in logged else value
 
     def _move(self, k: int, step: int, logged: dict[str, Tensor]) -> bool:
         """Average over processes, check, clip, step and count; False when this update was skipped."""
         name, update, group = self.updates[k]
         gradients = group.gradients()
-        loss = logged[name].float()
         if self.world > 1:
-            loss = group.mean_over_processes(loss, self.world)
+            own = [entry for entry in logged if entry == name or entry.startswith(f"{name}/")]
+            means = group.mean_over_processes(torch.stack([logged[entry] for entry in own]), self.world)
+            logged.update(zip(own, means.unbind()))
             gradients = group.gradients()
+        loss = logged[name]
         if not gradients:
             raise InputError(f"update {name}", None, "its loss does not depend on its parameters")
         found = group.nonfinite(gradients, 1 / self.scale)

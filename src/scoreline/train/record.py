@@ -49,13 +49,13 @@ class Record:
     def count(self, losses: Mapping[str, Tensor]) -> None:
         """Add the losses of a step to the sums, on their device."""
         for name, value in losses.items():
-            self.sums[name] = self.sums[name] + value if name in self.sums else value.to(torch.float32, copy=True)
+            self.sums[name] = self.sums[name] + value if name in self.sums else value.clone()
             self.counts[name] = self.counts.get(name, 0) + 1
 
     def write(self, step: int) -> None:
         """A row of the log: mean losses since the last row, learning rates, speed."""
         self.loop.check()
-        means = {name: float(self._over_processes(total / self.counts[name])) for name, total in self.sums.items()}
+        means = {name: float(total / self.counts[name]) for name, total in self.sums.items()}
         now = time.monotonic()
         batch_size = self.loop.feed.batch_size
         speed = (step - self.logged_step) * batch_size / max(now - self.logged_at, 1e-9)
@@ -92,9 +92,3 @@ class Record:
         began = time.monotonic()
         yield
         self.logged_at += time.monotonic() - began
-
-    def _over_processes(self, value: Tensor) -> Tensor:
-        if self.loop.world > 1:
-            torch.distributed.all_reduce(value)
-            value = value / self.loop.world
-        return value
