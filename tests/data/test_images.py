@@ -159,6 +159,12 @@ def test_the_fingerprint_depends_on_content_only(images: Images) -> None:
     assert len({base, *(other.fingerprint for other in others)}) == 1 + len(others)
 
 
+def test_a_known_fingerprint_is_not_handed_on_to_other_sets(images: Images) -> None:
+    base = images.fingerprint
+    assert images.subset([0, 1]).fingerprint != base
+    assert images.relabel(None).fingerprint != base
+
+
 def test_fingerprints_are_the_same_on_every_machine() -> None:
     grid = np.arange(120, dtype=np.uint8).reshape(2, 3, 4, 5)
     assert from_arrays(grid, [1, 0]).fingerprint == "f8184f233b2e0bf93859bbca90c816186de2acb579a307cd97a33de7c96d999d"

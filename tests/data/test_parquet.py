@@ -206,6 +206,8 @@ def test_streams_skip_or_name_bad_pictures() -> None:
     assert batch.label is not None
     assert batch.label.tolist() == [1, 3]
     assert [name for name, _ in stream.skipped] == ["0 of s", "2 of s"]
+    assert sum(len(part) for part in stream.batches(1)) == 2
+    assert len(stream.skipped) == 2  # of the latest pass, not of both
     assert stream.take(2).index.tolist() == [1, 3]
     with pytest.raises(ArtefactError, match="no picture that can be read"):
         stream_of([b""], on_bad_image="skip")
