@@ -56,10 +56,16 @@ TABLE: dict[str, dict[str, str]] = {
         "dpm-solver++2m": "scoreline.samplers.dpm_solver_pp:DPMSolverPP2M",
         "dpm-solver++3m": "scoreline.samplers.dpm_solver_pp:DPMSolverPP3M",
     },
+    "method": {
+        "denoising": "scoreline.diffusion.denoising:Denoising",
+        "classification": "scoreline.classify.plain:Classification",
+        "kl-autoencoding": "scoreline.generators.autoencoding:KLAutoencoding",
+    },
     "model": {
         # Files in scoreline/models, not import paths.
         "digits": "digits.safetensors",
         "digits-eps": "digits-eps.safetensors",
+        "digits-net": "digits-net.safetensors",
     },
     "encoder": {
         "inception-2015": "scoreline.nn.inception:Inception2015",

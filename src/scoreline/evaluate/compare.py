@@ -1,0 +1,337 @@
+"""The main job: one model, sampled several ways at several costs, each scored.
+
+Every (arm, seed) is stored as it ends and a stopped run goes on from there. Deterministic samplers are judged first by
+their distance, image by image, to the converged ODE at the same noise; Frechet distances stand beside it.
+"""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import scoreline
+from scoreline.core.cost import count_macs, machine, measured
+from scoreline.core.denoiser import Denoiser
+from scoreline.core.errors import InputError
+from scoreline.core.files import atomic_path, write_json
+from scoreline.core.load import load
+from scoreline.core.noise import Noise
+from scoreline.core.sampler import Sampler
+from scoreline.data import load_images
+from scoreline.data.grid import picture_grid, write_png
+from scoreline.evaluate.ledger import Ledger
+from scoreline.evaluate.progress import progress
+from scoreline.evaluate.protocols import FrechetProtocol, features_of, pick_encoder
+from scoreline.evaluate.specs import guided, labels_for, make_sampler, parse_spec
+from scoreline.metrics.intervals import mean_interval
+from scoreline.nn.features import Pixels
+
+__all__ = ["Arm", "compare", "converged", "converged_sampler", "model_macs", "rmse_per_image"]
+
+PICTURES = 20
+REFERENCE_STEPS = 64
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One sampler at one cost."""
+
+    spec: str
+    budget: int
+    nfe: int
+    sampler: Sampler
+
+    @property
+    def name(self) -> str:
+        return f"{self.spec.replace(':', '-').replace('=', '').replace('+', 'p')}-{self.nfe}"
+
+
+def rmse_per_image(a: Tensor, b: Tensor) -> Tensor:
+    """Root mean square difference of each image, (B,), in units of the pixels ([-1, 1])."""
+    return (a.double() - b.double()).flatten(1).square().mean(1).sqrt()
+
+
+def converged_sampler(model: Denoiser) -> Sampler:
+    """The sampler that stands for the exact ODE: third-order multistep on a fine grid, state in float64."""
+    grid = "trailing" if model.schedule.known is not None else "logsnr" if model.schedule.grid == "time" else "karras"
+    return make_sampler(f"dpm-solver++3m:grid={grid}", steps=REFERENCE_STEPS * (3 if grid == "trailing" else 1))
+
+
+def converged(model: Denoiser, seed: int, count: int, chosen: list[int] | None, batch_size: int) -> Tensor:
+    """The first `count` images of a seed by the converged ODE, (count, C, H, W) float32."""
+    images = []
+    for start in range(0, count, batch_size):
+        indices = range(start, min(start + batch_size, count))
+        draws = Noise(seed).at(indices, model.shape, dtype=torch.float64)
+        sample = converged_sampler(model)(model.given(labels_for(indices, model.num_classes, chosen)), draws)
+        images.append(model.decode(sample.x.float()).clamp(-1, 1))
+    return torch.cat(images)
+
+
+def model_macs(model: Denoiser) -> int:
+    """Multiply-accumulates of one network evaluation of one image."""
+    x = torch.zeros(1, *model.shape)
+    t = 0.5 * (model.schedule.t_min + model.schedule.t_max)
+    cond = labels_for([0], model.num_classes)
+    return count_macs(lambda: model(x, t, cond)) // model.evaluations
+
+
+def arms_of(model: Denoiser, samplers: Sequence[str], budgets: Sequence[int]) -> tuple[list[Arm], list[str]]:
+    """The arms of a comparison, and a warning for each sampler and budget that does not fit.
+
+    Raises:
+        InputError: a name or setting is wrong, or nothing fits.
+    """
+    arms: list[Arm] = []
+    warnings: list[str] = []
+    for spec in dict.fromkeys(samplers):
+        parse_spec(spec)
+        for budget in sorted(set(budgets)):
+            sampler = make_sampler(spec, nfe=budget)
+            try:
+                nfe = sampler.cost(sampler.plan(model.evaluations)) * model.evaluations
+                sampler.coefficients(model.schedule, sampler.times(model.schedule, model.evaluations))
+            except InputError as error:
+                warnings.append(f"{spec} at {budget} evaluations is left out: {error}")
+                continue
+            if any(arm.spec == spec and arm.nfe == nfe for arm in arms):
+                warnings.append(f"{spec} at {budget} evaluations is the same run as at a smaller budget ({nfe} spent)")
+                continue
+            arms.append(Arm(spec, budget, nfe, sampler))
+    if not arms:
+        raise InputError("nfe", list(budgets), "; ".join(warnings) or "give at least one sampler and one budget")
+    return arms, warnings
+
+
+def compare(
+    model_name: str,
+    samplers: Sequence[str],
+    budgets: Sequence[int],
+    out: str | Path,
+    *,
+    seeds: Sequence[int] = (0, 1, 2),
+    count: int = 500,
+    pairs: int = 128,
+    batch_size: int = 500,
+    guidance: float | None = None,
+    clip: bool = False,
+    labels: list[int] | None = None,
+    data: str | None = None,
+    features: str = "auto",
+    command: str = "",
+    quiet: bool = False,
+) -> dict[str, Any]:
+    """Sample one model several ways and score every one.
+
+    Args:
+        model_name: built-in name or path of a denoiser.
+        samplers: names, with settings as `ddim:eta=1`.
+        budgets: network evaluations per image; each sampler spends the most it can not above it.
+        out: folder for results.json, results.csv, pictures, plots and report.html; a stopped run in it goes on.
+        seeds: one set of images each, for the error bars.
+        count: images a seed.
+        pairs: how many of them are compared with the converged ODE.
+        batch_size: images a batch.
+        guidance: s of classifier-free guidance, None or 1 for none.
+        clip: keep the predicted clean image in [-1, 1].
+        labels: classes asked for in turn; None takes all.
+        data: reference data set, None for the one in the model's card.
+        features: feature network, see `pick_encoder`.
+        command: what the user typed, for the record.
+        quiet: no progress on stderr.
+
+    Returns:
+        What is in results.json.
+
+    Raises:
+        InputError: something is misspelt or does not fit; nothing was run.
+        ArtefactError: the folder holds another run.
+    """
+    bare = load(model_name)
+    model = guided(bare, guidance, clip=clip)
+    arms, warnings = arms_of(model, samplers, budgets)
+    header = bare.header
+    card = header.get("card", {})
+    source = data or card.get("data")
+    if source is None:
+        raise InputError("data", None, "the model's card names no data set; give --data")
+    if count < 2 or not seeds:
+        raise InputError("count", count, "needs at least 2 images a seed and one seed")
+    split = "test" if source == "digits" else None
+    reference = load_images(source, split=split)
+    if reference.shape != tuple(model.decode(torch.zeros(1, *model.shape)).shape[1:]):
+        raise InputError("data", source, f"has shape {reference.shape}, the model makes {tuple(model.shape)}")
+    how = "none" if model.num_classes is None else "labels-uniform" if labels is None else f"labels:{labels}"
+    scorers = [FrechetProtocol(pick_encoder(features, reference), reference, split=split or "", conditions=how)]
+    if not isinstance(scorers[0].encoder, Pixels):
+        scorers.append(FrechetProtocol(Pixels(reference.shape), reference, split=split or "", conditions=how))
+    pairs = min(pairs, count)
+
+    folder = Path(out)
+    job = {
+        "model": header["fingerprint"], "guidance": guidance, "clip": clip, "labels": labels, "count": count,
+        "pairs": pairs, "batch_size": batch_size, "protocols": [s.protocol(count).fingerprint for s in scorers],
+        "version": scoreline.__version__,
+    }  # fmt: skip
+    ledger = Ledger(folder / "ledger.jsonl", job)
+    units = len(seeds) * (pairs * converged_sampler(model).cost(REFERENCE_STEPS) + count * sum(a.nfe for a in arms))
+    with progress("compare", units, quiet=quiet) as advance:
+        exact = {}
+        for seed in seeds:
+            exact[seed] = _stored_reference(folder, model, seed, pairs, labels, batch_size)
+            advance(pairs * converged_sampler(model).cost(REFERENCE_STEPS), f"converged ODE, seed {seed}")
+        for arm in arms:
+            for seed in seeds:
+                key = _key(arm, seed)
+                if key not in ledger:
+                    ledger.add(key, **_run(model, arm, seed, count, labels, batch_size, scorers, exact[seed], folder))
+                advance(count * arm.nfe, f"{arm.name}, seed {seed}")
+        real = reference.batch(range(min(PICTURES, len(reference)))).image
+        write_png(_made(folder / "pictures") / "real.png", picture_grid(real, columns=10))
+        write_png(folder / "pictures" / "reference.png", picture_grid(exact[seeds[0]][:PICTURES], columns=10))
+    rows = [_arm_result(arm, ledger, seeds, scorers, count, model_name, guidance) for arm in arms]
+    macs = model_macs(bare)
+    for row in rows:
+        row["macs"] = int(row["nfe"] * macs)
+    names = [s.name(count) for s in scorers]
+    independent = load_images(source, split="train") if source == "digits" else None
+    results = {
+        "format": "scoreline/compare/1",
+        "version": scoreline.__version__,
+        "created": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "command": command,
+        "title": f"{model_name}: {', '.join(dict.fromkeys(a.spec for a in arms))}",
+        "model": {
+            "name": model_name, "fingerprint": header["fingerprint"], "shape": list(model.shape),
+            "num_classes": model.num_classes, "parameters": sum(p.numel() for p in bare.parameters()), "macs": macs,
+            "guidance": guidance,
+        },
+        "data": {
+            "name": source, "split": split, "fingerprint": reference.fingerprint, "count": len(reference),
+        },
+        "machine": machine(),
+        "seeds": list(seeds),
+        "count": count,
+        "pairs": pairs,
+        "reference": {
+            "sampler": "dpm-solver++3m", "nfe": converged_sampler(model).cost(converged_sampler(model).plan()),
+            "text": f"{converged_sampler(model)!r}, state in float64, {pairs} images a seed",
+        },
+        "scores": {
+            "ode-rmse": {
+                "title": "Distance to the converged ODE", "unit": "median RMSE per image, pixels in [-1, 1]",
+                "higher_is_better": False, "log": True, "floor": None, "converged": None,
+            },
+            **{
+                name: {
+                    "title": _title(name, count), "unit": "", "higher_is_better": False, "log": True,
+                    "floor": None if independent is None else scorer.floor(independent, count), "converged": None,
+                }
+                for name, scorer in zip(names, scorers)
+            },
+        },
+        "protocol": {name: scorer.protocol(count).to_dict() for name, scorer in zip(names, scorers)},
+        "arms": rows,
+        "pictures": {"reference": "pictures/reference.png", "real": "pictures/real.png"},
+        "warnings": warnings,
+    }  # fmt: skip
+    write_json(folder / "results.json", results)
+    return results
+
+
+def _title(name: str, count: int) -> str:
+    titles = {"fd-digits": f"FD-digits, {count:,} images", "fd-pixel": "FD-pixel", "fid@digits": "FID@digits"}
+    return titles.get(name, name)
+
+
+def _made(folder: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def _key(arm: Arm, seed: int) -> str:
+    settings = json.dumps({k: v for k, v in vars(arm.sampler).items() if k != "nfe"}, sort_keys=True, default=str)
+    return f"{arm.spec}|{arm.nfe}|{hashlib.sha256(settings.encode()).hexdigest()[:8]}|{seed}"
+
+
+def _stored_reference(
+    folder: Path, model: Denoiser, seed: int, pairs: int, labels: list[int] | None, batch_size: int
+) -> Tensor:
+    path = _made(folder / "converged") / f"seed-{seed}.npy"
+    if path.is_file():
+        return torch.from_numpy(np.load(path, allow_pickle=False))
+    images = converged(model, seed, pairs, labels, batch_size)
+    with atomic_path(path) as temporary, open(temporary, "wb") as file:
+        np.save(file, images.numpy(), allow_pickle=False)
+    return images
+
+
+def _run(
+    model: Denoiser, arm: Arm, seed: int, count: int, labels: list[int] | None, batch_size: int,
+    scorers: Sequence[FrechetProtocol], exact: Tensor, folder: Path,
+) -> dict[str, Any]:  # fmt: skip
+    images, seconds, memory, nfe = [], 0.0, 0, 0.0
+    for start in range(0, count, batch_size):
+        indices = range(start, min(start + batch_size, count))
+        draws = Noise(seed).at(indices, model.shape)
+        given = model.given(labels_for(indices, model.num_classes, labels))
+        with measured() as cost:
+            sample = arm.sampler(given, draws)
+            made = model.decode(sample.x).clamp(-1, 1)
+        seconds, memory, nfe = seconds + cost.seconds, max(memory, cost.peak_memory), max(nfe, sample.nfe_max)
+        images.append(made)
+    x = torch.cat(images)
+    if not bool(torch.isfinite(x).all()):
+        raise InputError("arm", arm.name, "made images that are not finite; try more steps, another grid or --clip")
+    path = _made(folder / "pictures") / f"{arm.name}.png"
+    if seed == 0 or not path.exists():
+        write_png(path, picture_grid(x[:PICTURES], columns=10))
+    values = {s.name(count): s.distance(features_of(s.encoder, x)) for s in scorers}
+    if not arm.sampler.stochastic:
+        values["ode-rmse"] = float(rmse_per_image(x[: len(exact)], exact).median())
+    return {"values": values, "seconds": seconds / count, "peak_memory": memory, "nfe": sample.nfe, "nfe_max": nfe}
+
+
+def _arm_result(
+    arm: Arm, ledger: Ledger, seeds: Sequence[int], scorers: Sequence[FrechetProtocol], count: int, model_name: str,
+    guidance: float | None,
+) -> dict[str, Any]:  # fmt: skip
+    rows = [ledger[_key(arm, seed)] for seed in seeds]
+    scores = {}
+    for name in ["ode-rmse", *(s.name(count) for s in scorers)]:
+        values = [row["values"].get(name) for row in rows]
+        if None in values:
+            scores[name] = {"values": [], "mean": None, "low": None, "high": None}
+            continue
+        mean = float(np.mean(values))
+        low = high = mean
+        if len(values) > 1:
+            interval = mean_interval(values, method="t")
+            low, high = interval.low, interval.high
+        scores[name] = {"values": values, "mean": mean, "low": low, "high": high}
+    seconds = float(np.median([row["seconds"] for row in rows]))
+    flags = "" if guidance is None else f" --guidance {guidance:g}"
+    return {
+        "name": arm.name,
+        "sampler": arm.spec,
+        "settings": {k: v for k, v in vars(arm.sampler).items() if v is not None and k != "_arguments"},
+        "grid": arm.sampler.grid or "default",
+        "budget": arm.budget,
+        "nfe": rows[0]["nfe"],
+        "nfe_max": max(row["nfe_max"] for row in rows),
+        "seconds": seconds,
+        "images_per_second": 1 / seconds,
+        "peak_memory": max(row["peak_memory"] for row in rows),
+        "scores": scores,
+        "pictures": f"pictures/{arm.name}.png",
+        "command": f"scoreline sample {model_name} --sampler {arm.spec} --nfe {arm.budget}{flags} --out images",
+    }

@@ -1,0 +1,145 @@
+"""The fixed protocols: which reference, which network, how many images. `fid@digits` is fixed once for good.
+
+fid@digits: Frechet distance between the features of 10,000 generated digits, labels in equal shares, and those of the
+test split of the digits (500 images, never trained on by a shipped model). The features are the hidden layer of the
+shipped `digits-net`, named by its hash: a changed network would be a new name. The floor printed beside it is the same
+distance for 10,000 draws from the training split, the independent real part. With other counts the number is called
+fd-digits, and compares only with its like.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from scoreline.core.artefact import load_artefact
+from scoreline.core.encoder import Encoder
+from scoreline.core.errors import InputError, unknown_name
+from scoreline.core.load import model_path
+from scoreline.core.moments import Moments
+from scoreline.core.score import Protocol, Score
+from scoreline.data import load_images
+from scoreline.data.images import Images
+from scoreline.metrics import frechet_distance
+from scoreline.nn.features import Pixels
+
+__all__ = ["FID_DIGITS_COUNT", "FrechetProtocol", "digits_net", "features_of", "pick_encoder"]
+
+FID_DIGITS_COUNT = 10_000
+FID_DIGITS_NETWORK = ""
+FID_DIGITS_REFERENCE = ""
+
+
+@functools.cache
+def digits_net() -> Encoder:
+    """The shipped feature network of fid@digits.
+
+    Raises:
+        ArtefactError: the installed file is not the network that the name stands for.
+    """
+    net, _ = load_artefact(model_path("digits-net"), kind="encoder")
+    return net
+
+
+def pick_encoder(name: str, images: Images) -> Encoder:
+    """The feature network for a data set.
+
+    Args:
+        name: "auto" (digits for 8x8 grey images, inception-2015 elsewhere), "digits", "inception-2015" or "pixels".
+        images: the reference set.
+
+    Raises:
+        InputError: an unknown name, or a network that does not take such images.
+        ArtefactError: weights that have to be downloaded by the user are missing.
+    """
+    if name == "auto":
+        name = "digits" if images.shape == (1, 8, 8) else "inception-2015"
+    if name == "pixels":
+        return Pixels(images.shape)
+    if name == "digits":
+        if images.shape != (1, 8, 8):
+            raise InputError("features", name, f"takes 1x8x8 images, not {'x'.join(map(str, images.shape))}; use pixels")
+        return digits_net()
+    if name == "inception-2015":
+        from scoreline.nn.inception import Inception2015
+
+        return Inception2015.load()
+    raise unknown_name("features", name, ["auto", "digits", "inception-2015", "pixels"])
+
+
+@torch.no_grad()
+def features_of(encoder: Encoder, images: Tensor, *, batch_size: int = 500) -> Tensor:
+    """Features (N, D) of images (N, C, H, W) in [-1, 1], in fixed chunks."""
+    return torch.cat([encoder.features(chunk) for chunk in images.split(batch_size)])
+
+
+class FrechetProtocol:
+    """A Frechet distance against a fixed reference set.
+
+    Args:
+        encoder: the feature network.
+        reference: the real images.
+        conditions: how the labels of the generated images are drawn, for the protocol.
+    """
+
+    def __init__(self, encoder: Encoder, reference: Images, *, split: str = "", conditions: str = "none") -> None:
+        self.encoder, self.reference = encoder, reference
+        moments = Moments(encoder.dim)
+        with torch.no_grad():
+            for batch in reference.batches(500):
+                moments.update(encoder.features(batch.image))
+        self.moments = moments
+        self.base = Protocol(
+            metric="frechet-distance",
+            **encoder.protocol,
+            image="x".join(map(str, reference.shape)),
+            conditions=conditions,
+            reference=reference.name,
+            reference_split=split,
+            reference_fingerprint=reference.fingerprint,
+            reference_count=len(reference),
+            method="symmetric",
+            ddof=1,
+        )
+
+    def name(self, count: int) -> str:
+        """What the number is called: fid@digits only under its full protocol, fd-<features> otherwise."""
+        features = self.base.features
+        full = features == "digits" and count == FID_DIGITS_COUNT
+        full = full and (self.base.reference, self.base.reference_split) == ("digits", "test")
+        if full:
+            return "fid@digits"
+        return {"pixels": "fd-pixel", "inception-2015": "fid"}.get(features, f"fd-{features}")
+
+    def protocol(self, count: int) -> Protocol:
+        """The protocol of a score on `count` generated images."""
+        return self.base.replace(generated_count=count)
+
+    def distance(self, features: Tensor | Moments) -> float:
+        """The distance of generated features (N, D) or their moments."""
+        return frechet_distance(self.moments, features)
+
+    def score(self, features: Tensor | Moments, *, cost: dict[str, Any] | None = None) -> Score:
+        """The distance with its protocol."""
+        count = features.count if isinstance(features, Moments) else len(features)
+        value = self.distance(features)
+        return Score(self.name(count), value, self.protocol(count), higher_is_better=False, cost=cost or {})
+
+    def floor(self, real: Images, count: int, *, seed: int = 0) -> float:
+        """The distance of `count` draws, with replacement, from an independent real set."""
+        generator = torch.Generator().manual_seed(seed)
+        rows = torch.randint(len(real), (count,), generator=generator)
+        features = features_of(self.encoder, real.batch(range(len(real))).image)
+        return self.distance(features[rows])
+
+
+def digits_protocols() -> dict[str, FrechetProtocol]:
+    """The two Frechet protocols printed beside each other for digits: learned features and pixels."""
+    test = load_images("digits", split="test")
+    return {
+        "digits": FrechetProtocol(digits_net(), test, split="test", conditions="labels-uniform"),
+        "pixels": FrechetProtocol(Pixels(test.shape), test, split="test", conditions="labels-uniform"),
+    }

@@ -1,0 +1,92 @@
+"""Samplers, guidance and labels from what a user types."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from typing import Any
+
+import torch
+
+from scoreline.core.cond import Cond
+from scoreline.core.denoiser import Denoiser
+from scoreline.core.errors import InputError, unknown_name
+from scoreline.core.names import lookup
+from scoreline.core.sampler import Sampler
+from scoreline.guidance.extrapolate import ClassifierFree
+from scoreline.guidance.thresholding import Thresholded
+
+__all__ = ["guided", "labels_for", "make_sampler", "parse_labels", "parse_spec", "sampler_options"]
+
+
+def sampler_options(name: str) -> list[str]:
+    """The settings of a sampler besides its cost."""
+    known = inspect.signature(lookup("sampler", name).__init__).parameters
+    return [option for option in known if option not in ("self", "steps", "nfe")]
+
+
+def parse_spec(spec: str) -> tuple[str, dict[str, Any]]:
+    """`name:key=value:key=value` -> (name, settings); values are JSON where they can be, text otherwise.
+
+    >>> parse_spec("ddim:eta=0.5:grid=leading")
+    ('ddim', {'eta': 0.5, 'grid': 'leading'})
+    """
+    name, *pairs = spec.split(":")
+    lookup("sampler", name)
+    settings: dict[str, Any] = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals:
+            raise InputError("sampler setting", pair, "settings are written name:key=value")
+        if key not in sampler_options(name):
+            raise unknown_name(f"setting of {name}", key, sampler_options(name))
+        try:
+            settings[key] = json.loads(value)
+        except ValueError:
+            settings[key] = value
+    return name, settings
+
+
+def make_sampler(spec: str, *, nfe: int | None = None, steps: int | None = None) -> Sampler:
+    """The sampler that a text like `heun` or `ddim:eta=1` stands for.
+
+    Raises:
+        InputError: an unknown sampler or setting.
+    """
+    name, settings = parse_spec(spec)
+    return lookup("sampler", name)(**settings, nfe=nfe, steps=steps)
+
+
+def guided(model: Denoiser, guidance: float | None, *, clip: bool = False) -> Denoiser:
+    """The model with guidance (s; None or 1 leaves it alone) and, if asked, with its clean image kept in [-1, 1]."""
+    if guidance is not None and guidance != 1:
+        model = ClassifierFree(model, guidance)
+    return Thresholded(model) if clip else model
+
+
+def parse_labels(text: str | None, num_classes: int | None) -> list[int] | None:
+    """`3`, `0,1,7` or `none`; None takes all classes in turn.
+
+    Raises:
+        InputError: a label outside the model's classes, or labels for a model without classes.
+    """
+    if text is None:
+        return None
+    if num_classes is None:
+        raise InputError("labels", text, "this model has no classes")
+    if text == "none":
+        return [num_classes]
+    labels = []
+    for part in text.split(","):
+        if not part.strip().isdigit() or not 0 <= int(part) < num_classes:
+            raise InputError("label", part, f"labels are numbers from 0 to {num_classes - 1}, or none")
+        labels.append(int(part))
+    return labels
+
+
+def labels_for(indices: Any, num_classes: int | None, chosen: list[int] | None = None) -> Cond | None:
+    """The conditions of images by number: image i gets class i mod C, or entry i mod L of the chosen ones."""
+    if num_classes is None:
+        return None
+    classes = torch.tensor(chosen if chosen is not None else range(num_classes))
+    return Cond(labels=classes[torch.as_tensor(indices) % len(classes)])

@@ -1,0 +1,58 @@
+"""The small classifier of 8x8 digits whose features give `fid@digits`."""
+
+from __future__ import annotations
+
+from functools import cached_property
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from scoreline.core.artefact import fingerprint, recorded
+from scoreline.core.encoder import Classifier, check_images
+
+__all__ = ["DigitsNet"]
+
+
+@recorded
+class DigitsNet(Classifier):
+    """Four 3x3 convolutions and a hidden layer; the features are the hidden layer after its ReLU.
+
+    Args:
+        width: channels of the first two convolutions; the others have twice as many.
+        dim: length of the feature vector.
+        num_classes: outputs of the head.
+    """
+
+    in_shape = (1, 8, 8)
+
+    def __init__(self, *, width: int = 32, dim: int = 64, num_classes: int = 10) -> None:
+        super().__init__()
+        self.dim, self.num_classes = dim, num_classes
+        self.conv1 = nn.Conv2d(1, width, 3, padding=1)
+        self.conv2 = nn.Conv2d(width, width, 3, padding=1)
+        self.conv3 = nn.Conv2d(width, 2 * width, 3, padding=1)
+        self.conv4 = nn.Conv2d(2 * width, 2 * width, 3, padding=1)
+        self.hidden = nn.Linear(2 * width * 4, dim)
+        self.head = nn.Linear(dim, num_classes)
+
+    @cached_property
+    def _weights(self) -> str:
+        return fingerprint({}, self.state_dict())
+
+    @property
+    def protocol(self) -> dict[str, str]:
+        return {
+            "features": "digits",
+            "tap": f"hidden-{self.dim}",
+            "weights": self._weights,
+            "resize": "none",
+            "quantisation": "none",
+            "precision": "float32",
+        }
+
+    def features(self, x: Tensor) -> Tensor:
+        """(N, dim) features of (N, 1, 8, 8) images in [-1, 1]."""
+        check_images(x, channels=1, size=(8, 8))
+        h = F.max_pool2d(F.relu(self.conv2(F.relu(self.conv1(x)))), 2)
+        h = F.max_pool2d(F.relu(self.conv4(F.relu(self.conv3(h)))), 2)
+        return F.relu(self.hidden(h.flatten(1)))
