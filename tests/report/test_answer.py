@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from scoreline.report import answer, series_names, verdicts
-from scoreline.report.answer import blur_warning
+from scoreline.report.answer import blur_warning, marks
 
 
 def results_of(values: dict[tuple[str, int], tuple[float, ...]], *, score="ode-rmse", converged=0.0, higher=False):
@@ -116,3 +116,8 @@ def test_blur_is_warned_of_where_both_were_measured(made_up):
     results["model"]["shape"] = [3, 64, 64]
     assert "8×8" not in blur_warning(results)
     assert blur_warning(results_of({("a", 5): (1.0, 2.0)})) is None
+
+
+def test_marks_need_a_rival():
+    rivals = results_of({("a", 5): (1.0, 2.0), ("b", 5): (1.5, 4.0), ("a", 10): (0.1, 0.2)})
+    assert marks(rivals) == {("ode-rmse", 0): "best", ("ode-rmse", 1): "tied"}

@@ -12,7 +12,7 @@ from typing import Any
 
 from scoreline.report.numbers import finite, human_count, human_number
 
-__all__ = ["Verdict", "answer", "blur_warning", "interval", "main_score", "mean", "verdicts", "TOLERANCE"]
+__all__ = ["Verdict", "answer", "blur_warning", "interval", "main_score", "marks", "mean", "verdicts", "TOLERANCE"]
 
 TOLERANCE = 0.1
 """An arm is "as good as" the converged ODE when its score lies within this share of that one's."""
@@ -68,6 +68,17 @@ def verdicts(results: dict[str, Any], score: str) -> list[Verdict]:
             best = min(means, key=lambda i: sign * means[i])
             tied = tuple(i for i in means if i != best and _overlap(arms[i], arms[best], score))
             found.append(Verdict(budget, best, tied))
+    return found
+
+
+def marks(results: dict[str, Any]) -> dict[tuple[str, int], str]:
+    """(score, index of an arm) -> "best" at its budget, or "tied" with it; an arm alone at its budget beats nobody."""
+    arms, found = results["arms"], {}
+    for score in results["scores"]:
+        for verdict in verdicts(results, score):
+            if sum(arm["budget"] == verdict.budget and mean(arm, score) is not None for arm in arms) > 1:
+                found[score, verdict.best] = "best"
+                found.update({(score, i): "tied" for i in verdict.tied})
     return found
 
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from scoreline.core.errors import InputError
 from scoreline.core.files import atomic_path
-from scoreline.report.answer import answer, blur_warning, interval, main_score, mean, verdicts
+from scoreline.report.answer import answer, blur_warning, interval, main_score, marks, mean
 from scoreline.report.numbers import MISSING, finite, human_bytes, human_count, human_number, human_seconds
 from scoreline.report.plots import Level, Panel, Series, curve_figure, swatch_svg, themed_svg
 from scoreline.report.tables import csv_text, evaluations, series_names
@@ -161,11 +161,7 @@ def _curve(score: str, results: dict[str, Any], panel: Panel) -> dict[str, Any]:
 
 def _rows(results: dict[str, Any], names: list[str], series: list[str]) -> list[dict[str, Any]]:
     """Table rows; each cell is its text, the number it is sorted by, and for scores an interval and a mark."""
-    marks: dict[tuple[str, int], str] = {}
-    for score in results["scores"]:
-        for verdict in verdicts(results, score):
-            marks[score, verdict.best] = "best"
-            marks.update({(score, i): "tied" for i in verdict.tied})
+    marked = marks(results)
     rows = []
     order = sorted(range(len(names)), key=lambda i: (results["arms"][i]["budget"], series.index(names[i])))
     for i in order:
@@ -182,7 +178,7 @@ def _rows(results: dict[str, Any], names: list[str], series: list[str]) -> list[
             ends, value = interval(arm, score), mean(arm, score)
             cell = _cell(human_number(value), value)
             cell["interval"] = f"{human_number(ends[0])} – {human_number(ends[1])}" if ends else ""
-            cell["mark"] = marks.get((score, i), "")
+            cell["mark"] = marked.get((score, i), "")
             cells.append(cell)
         rows.append({"style": series.index(names[i]), "name": names[i], "budget": arm["budget"], "cells": cells})
     return rows

@@ -8,7 +8,7 @@ import json
 from collections import defaultdict
 from typing import TYPE_CHECKING, Any
 
-from scoreline.report.answer import interval, mean, verdicts
+from scoreline.report.answer import interval, marks, mean
 from scoreline.report.numbers import finite, human_bytes, human_count, human_number, human_seconds
 
 if TYPE_CHECKING:
@@ -86,11 +86,7 @@ def text_table(results: dict[str, Any]) -> Table:
     from rich.table import Table
     from rich.text import Text
 
-    marks: dict[tuple[str, int], str] = {}
-    for score in results["scores"]:
-        for verdict in verdicts(results, score):
-            marks[score, verdict.best] = "best"
-            marks.update({(score, i): "tied" for i in verdict.tied})
+    marked = marks(results)
     table = Table(title=Text(results["title"]), caption=Text("bold: best at its budget   ~: interval overlaps with it"))
     table.add_column("sampler")
     for title in ("budget", "evaluations", "MACs/image", "time/image", "images/s", "memory"):
@@ -109,7 +105,7 @@ def text_table(results: dict[str, Any]) -> Table:
         cells += [Text(human_seconds(arm.get("seconds"))), Text(human_number(arm.get("images_per_second")))]
         cells.append(Text(human_bytes(arm.get("peak_memory"))))
         for score in results["scores"]:
-            mark = marks.get((score, i))
+            mark = marked.get((score, i))
             cell = Text(human_number(mean(arm, score)), style="bold green" if mark == "best" else "")
             if ends := interval(arm, score):
                 cell.append(f" [{human_number(ends[0])}, {human_number(ends[1])}]", style="not bold dim")
