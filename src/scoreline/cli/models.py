@@ -1,0 +1,41 @@
+"""`scoreline models`: the models that come with scoreline."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def run(name: str | None = None) -> list[dict[str, Any]]:
+    """The models that come with scoreline, or the card of one.
+
+    Args:
+        name: a built-in name or the path of an artefact; nothing lists all built-in ones.
+    """
+    from scoreline.core.artefact import read_header
+    from scoreline.core.load import model_cards, model_path
+
+    headers = model_cards() if name is None else {name: read_header(model_path(name))}
+    return [
+        {
+            "name": key, "kind": header["kind"], "class": header["name"], "fingerprint": header["fingerprint"],
+            **header.get("card", {}),
+        }
+        for key, header in headers.items()
+    ]  # fmt: skip
+
+
+def show(result: list[dict[str, Any]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    for row in result:
+        table = Table(title=row["name"], title_justify="left", show_header=False, box=None, padding=(0, 2, 0, 2))
+        for key, value in row.items():
+            if key == "name":
+                continue
+            if isinstance(value, dict):
+                value = "\n".join(f"{k}: {v}" for k, v in value.items())
+            table.add_row(key.replace("_", " "), str(value))
+        console.print(table)
+        console.print()

@@ -1,0 +1,55 @@
+"""`scoreline sample MODEL`: images, as PNGs in folders of a thousand or as one .npz."""
+
+from __future__ import annotations
+
+from typing import Any
+
+TAKES_QUIET = True
+
+
+def run(
+    model: str,
+    sampler: str = "heun",
+    nfe: int | None = None,
+    steps: int | None = None,
+    seeds: str = "0:64",
+    noise_seed: int = 0,
+    out: str = "images",
+    labels: str | None = None,
+    guidance: float | None = None,
+    clip: bool = False,
+    batch_size: int = 250,
+    device: str = "auto",
+    dtype: str = "float32",
+    quiet: bool = False,
+) -> dict[str, Any]:
+    """Make images of a model; image i is the same picture in any batch. Run again, what is there is kept.
+
+    Args:
+        model: built-in name (see `scoreline models`) or path of a .safetensors artefact.
+        sampler: name, with settings as ddim:eta=1:grid=leading.
+        nfe: budget of network evaluations per image; give this or steps (default: 35 evaluations).
+        steps: number of noise levels.
+        seeds: image numbers, as 0:64 or 3,5,8.
+        noise_seed: seed of the noise source that the numbers index.
+        out: folder for PNGs named by number in folders of a thousand, or a file ending in .npz (arr_0, uint8 NHWC).
+        labels: classes to ask for, as 0,1,7; none for no class; nothing for all in turn.
+        guidance: strength s of classifier-free guidance; it doubles the evaluations.
+        clip: keep the predicted clean image in [-1, 1].
+        batch_size: images a batch; the pictures do not depend on it.
+        device: auto, cpu, cuda or mps.
+        dtype: float32 or float64, of the sampler's state.
+    """
+    from scoreline.cli.compare import numbers
+    from scoreline.evaluate.sampling import sample_to
+
+    return sample_to(
+        out, model, sampler, numbers(seeds, "seeds"), nfe=35 if nfe is None and steps is None else nfe, steps=steps,
+        noise_seed=noise_seed, labels=labels, guidance=guidance, clip=clip, batch_size=batch_size, device=device,
+        dtype=dtype, quiet=quiet,
+    )  # fmt: skip
+
+
+def show(result: dict[str, Any]) -> None:
+    spent = f"{result['nfe']:g} network evaluations each" if result["made"] else "all of them were there already"
+    print(f"{result['count']} images in {result['out']} ({result['made']} made now, {spent})")

@@ -1,0 +1,63 @@
+"""`scoreline train`: from a preset or a config file, resumable."""
+
+from __future__ import annotations
+
+from typing import Any
+
+TAKES_COMMAND = TAKES_QUIET = True
+
+
+def run(
+    config: str,
+    out: str | None = None,
+    steps: int | None = None,
+    batch_size: int | None = None,
+    lr: float | None = None,
+    seed: int | None = None,
+    data: str | None = None,
+    device: str = "auto",
+    dtype: str = "float32",
+    accumulate: int = 1,
+    checkpoint_every: int = 500,
+    sample_every: int | None = None,
+    skip_nonfinite: int = 0,
+    dry_run: bool = False,
+    command: str = "",
+    quiet: bool = False,
+) -> dict[str, Any]:
+    """Train a model. The same command again goes on from the last checkpoint.
+
+    Args:
+        config: a preset (digits, digits-eps, digits-net, ...) or a .yaml file of the same form.
+        out: folder of the run; nothing takes runs/<name>.
+        steps: training steps instead of the config's.
+        batch_size: images a step, instead of the config's.
+        lr: peak learning rate instead of the config's.
+        seed: instead of the config's.
+        data: data set instead of the config's.
+        device: auto, cpu, cuda or mps.
+        dtype: float32, bf16, or fp16 on CUDA.
+        accumulate: parts into which a batch is cut, to save memory.
+        checkpoint_every: steps between checkpoints.
+        sample_every: steps between sample grids; nothing takes the config's.
+        skip_nonfinite: how many non-finite updates may be left out before the run stops.
+        dry_run: print the resolved run and stop.
+    """
+    from scoreline.train.recipe import train
+
+    changes = {"steps": steps, "batch_size": batch_size, "lr": lr, "seed": seed, "data": data}
+    return train(
+        config, out, {k: v for k, v in changes.items() if v is not None}, device=device, precision=dtype,
+        accumulate=accumulate, checkpoint_every=checkpoint_every, sample_every=sample_every,
+        skip_nonfinite=skip_nonfinite, dry_run=dry_run, command=command, quiet=quiet,
+    )  # fmt: skip
+
+
+def show(result: dict[str, Any]) -> None:
+    if "resolved" in result:
+        import json
+
+        print(json.dumps(result["resolved"], indent=1, default=str))
+        return
+    losses = ", ".join(f"{name} {value:.4g}" for name, value in result["losses"].items())
+    print(f"{result['steps']} steps, {losses or 'nothing left to do'}: {result['model']}")

@@ -1,0 +1,155 @@
+"""Images by number, written to a folder or one array file; a stopped run goes on."""
+
+from __future__ import annotations
+
+import io
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from scoreline.core.device import pick_device
+from scoreline.core.errors import ArtefactError, InputError
+from scoreline.core.files import atomic_path, read_json, write_json
+from scoreline.core.load import load
+from scoreline.core.noise import Noise
+from scoreline.data import to_uint8
+from scoreline.evaluate.progress import progress
+from scoreline.evaluate.specs import guided, labels_for, make_sampler, parse_labels
+
+__all__ = ["image_path", "sample_to"]
+
+
+def image_path(folder: Path, index: int) -> Path:
+    """Where image `index` lies: folders of a thousand, 000000/000000.png."""
+    return folder / f"{index // 1000 * 1000:06d}" / f"{index:06d}.png"
+
+
+def sample_to(
+    out: str | Path,
+    model_name: str,
+    spec: str,
+    indices: Sequence[int],
+    *,
+    nfe: int | None = None,
+    steps: int | None = None,
+    noise_seed: int = 0,
+    labels: str | None = None,
+    guidance: float | None = None,
+    clip: bool = False,
+    batch_size: int = 250,
+    device: str = "auto",
+    dtype: str = "float32",
+    quiet: bool = False,
+) -> dict[str, Any]:
+    """Make images `indices` of a model and write those that are not there yet.
+
+    Args:
+        out: a folder for PNGs, or a path ending in .npz.
+        model_name: built-in name or path.
+        spec: sampler with settings.
+        indices: image numbers.
+        nfe, steps: cost; one of them.
+        noise_seed: seed of the noise source.
+        labels, guidance, clip, batch_size, device, dtype: as in `scoreline sample`.
+        quiet: no progress.
+
+    Returns:
+        {"out", "count", "made", "nfe", "sampler", "model"}.
+
+    Raises:
+        InputError: something is misspelt or does not fit.
+        ArtefactError: the folder holds images of another run, or cannot be written.
+    """
+    if dtype not in ("float32", "float64"):
+        raise InputError("dtype", dtype, "use float32 or float64")
+    if batch_size < 1:
+        raise InputError("batch_size", batch_size, "must be 1 or more")
+    if len(set(indices)) != len(indices) or min(indices) < 0:
+        raise InputError("seeds", [i for i in indices][:5], "image numbers are distinct and start at 0")
+    bare = load(model_name)
+    model = guided(bare, guidance, clip=clip)
+    sampler = make_sampler(spec, nfe=nfe, steps=steps)
+    chosen = parse_labels(labels, model.num_classes)
+    sampler.times(model.schedule, model.evaluations)
+    place = pick_device(device)
+    model = model.to(place)
+
+    target = Path(out)
+    packed = target.suffix == ".npz"
+    folder = target.with_suffix(".parts") if packed else target
+    job = {
+        "model": bare.header["fingerprint"], "sampler": repr(sampler), "noise_seed": noise_seed, "labels": labels,
+        "guidance": guidance, "clip": clip, "dtype": dtype,
+    }  # fmt: skip
+    if packed and target.exists():
+        raise ArtefactError("file", str(target), "exists already; delete it or choose another name")
+    _claim(folder, job)
+    missing = [i for i in indices if not image_path(folder, i).is_file()]
+    spent = 0.0
+    with progress("sample", len(missing), quiet=quiet) as advance:
+        for start in range(0, len(missing), batch_size):
+            batch = missing[start : start + batch_size]
+            draws = Noise(noise_seed).at(batch, model.shape, device=place, dtype=getattr(torch, dtype))
+            cond = labels_for(batch, model.num_classes, chosen)
+            sample = sampler(model.given(cond if cond is None else cond.to(place)), draws)
+            images = model.decode(sample.x.float()).clamp(-1, 1)
+            if not bool(torch.isfinite(images).all()):
+                raise InputError("images", spec, "are not finite; try more steps, another grid or --clip")
+            spent = sample.nfe
+            _write(folder, batch, images)
+            advance(len(batch), f"{spent:g} evaluations each")
+    if packed:
+        _pack(target, folder, indices, chosen, model.num_classes)
+    return {
+        "out": str(target), "count": len(indices), "made": len(missing), "nfe": spent, "sampler": repr(sampler),
+        "model": model_name,
+    }  # fmt: skip
+
+
+def _claim(folder: Path, job: dict[str, Any]) -> None:
+    mark = folder / "sample.json"
+    if mark.is_file():
+        known = read_json(mark)
+        if known != job:
+            differing = sorted(key for key in job if known.get(key) != job[key])
+            mend = f"holds images of another run ({', '.join(differing)} differ); choose another folder"
+            raise ArtefactError("folder", str(folder), mend)
+        return
+    if folder.is_dir() and any(folder.iterdir()):
+        raise ArtefactError("folder", str(folder), "is not empty and was not written by scoreline sample")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ArtefactError("folder", str(folder), f"cannot be made ({error.strerror})") from None
+    write_json(mark, job)
+
+
+def _write(folder: Path, indices: Sequence[int], images: Tensor) -> None:
+    pixels = to_uint8(images.cpu()).permute(0, 2, 3, 1).numpy()
+    for index, picture in zip(indices, pixels):
+        path = image_path(folder, index)
+        path.parent.mkdir(exist_ok=True)
+        buffer = io.BytesIO()
+        Image.fromarray(picture[..., 0] if picture.shape[-1] == 1 else picture).save(buffer, "PNG")
+        with atomic_path(path) as temporary:
+            temporary.write_bytes(buffer.getvalue())
+
+
+def _pack(target: Path, folder: Path, indices: Sequence[int], chosen: list[int] | None, classes: int | None) -> None:
+    pictures = []
+    for index in indices:
+        picture = np.asarray(Image.open(image_path(folder, index)))
+        pictures.append(picture[..., None] if picture.ndim == 2 else picture)
+    arrays = {"arr_0": np.stack(pictures)}
+    cond = labels_for(list(indices), classes, chosen)
+    if cond is not None and cond.labels is not None:
+        arrays["arr_1"] = cond.labels.numpy()
+    with atomic_path(target) as temporary, open(temporary, "wb") as file:
+        np.savez(file, **arrays)  # type: ignore[arg-type]
+    shutil.rmtree(folder)

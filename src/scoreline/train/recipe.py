@@ -1,0 +1,187 @@
+"""Recipes: a whole training as a small YAML file, the form of the shipped presets.
+
+    data: {source: digits, split: train}
+    model: {kind: denoiser, name: preconditioned, args: {...}}     # as in an artefact's header
+    method: denoising                                              # a short name
+    settings: {lr: {cosine: {lr: 0.003, warmup: 100}}, ...}        # the method's arguments
+    steps: 4000
+    batch_size: 128
+    seed: 0
+    ema: 0.999                                                     # or a list of decays
+    sample_every: 1000                                             # steps between sample grids
+    requires: cuda                                                 # presets that a laptop cannot finish say so
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from scoreline.core.artefact import build, save_artefact
+from scoreline.core.cond import Cond
+from scoreline.core.device import pick_device
+from scoreline.core.errors import ArtefactError, InputError, unknown_name
+from scoreline.core.method import Method
+from scoreline.core.names import lookup
+from scoreline.core.noise import Noise, derive
+from scoreline.data import load_images
+from scoreline.data.grid import picture_grid, write_png
+from scoreline.train import lr as schedules
+from scoreline.train.resolve import resolve
+from scoreline.train.run import run
+
+__all__ = ["make_method", "presets", "read_recipe", "train"]
+
+_PRESETS = Path(__file__).resolve().parent.parent / "presets"
+_LR = {
+    "constant": schedules.Constant,
+    "linear": schedules.Linear,
+    "cosine": schedules.Cosine,
+    "inverse-sqrt": schedules.InverseSqrt,
+    "step": schedules.Step,
+}
+_KEYS = {"data", "model", "method", "settings", "steps", "batch_size", "seed", "ema", "sample_every", "requires"}
+_NEEDED = {"data", "model", "method", "steps", "batch_size"}
+
+
+def presets() -> list[str]:
+    """Names of the shipped presets."""
+    return sorted(path.stem for path in _PRESETS.glob("*.yaml"))
+
+
+def read_recipe(name: str) -> dict[str, Any]:
+    """A preset by name, or a .yaml file by path.
+
+    Raises:
+        InputError: an unknown preset, key, or a key that is missing.
+        ArtefactError: the file is missing or no YAML.
+    """
+    import yaml
+
+    path = Path(name).expanduser() if name.endswith((".yaml", ".yml")) or "/" in name else _PRESETS / f"{name}.yaml"
+    if path.parent == _PRESETS and not path.is_file():
+        raise unknown_name("preset", name, presets())
+    try:
+        recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ArtefactError("config", str(path), "no such file") from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ArtefactError("config", str(path), f"cannot be read: {' '.join(str(error).split())}") from None
+    if not isinstance(recipe, dict):
+        raise ArtefactError("config", str(path), "must be a mapping of keys, see the shipped presets")
+    for key in recipe:
+        if key not in _KEYS:
+            raise unknown_name(f"key of {path.name}", str(key), _KEYS)
+    missing = sorted(_NEEDED - recipe.keys())
+    if missing:
+        raise InputError("config", path.name, f"lacks {', '.join(missing)}")
+    return recipe
+
+
+def make_method(recipe: Mapping[str, Any]) -> Method:
+    """The method of a recipe, its networks freshly initialised from the recipe's seed."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive(int(recipe.get("seed", 0)), "init") % 2**63)
+        model = build(recipe["model"])
+    settings = dict(recipe.get("settings") or {})
+    if isinstance(settings.get("lr"), Mapping):
+        ((rule, arguments),) = settings["lr"].items()
+        if rule not in _LR:
+            raise unknown_name("learning-rate rule", rule, _LR)
+        if rule in ("linear", "cosine"):
+            arguments = {"steps": int(recipe["steps"]), **arguments}
+        settings["lr"] = _LR[rule](**arguments)
+    method: Method = lookup("method", recipe["method"])(model, **settings)
+    return method
+
+
+def train(
+    name: str,
+    out: str | None,
+    changes: Mapping[str, Any],
+    *,
+    device: str = "auto",
+    precision: str = "float32",
+    accumulate: int = 1,
+    checkpoint_every: int = 500,
+    sample_every: int | None = None,
+    skip_nonfinite: int = 0,
+    dry_run: bool = False,
+    command: str = "",
+    quiet: bool = False,
+) -> dict[str, Any]:
+    """Carry out a recipe in a folder, and leave `model.safetensors` there.
+
+    Args:
+        name: preset or .yaml file.
+        out: folder; None takes runs/<name>.
+        changes: keys that replace the recipe's: steps, batch_size, seed, data (a source), lr (the peak).
+        device, precision, accumulate, checkpoint_every, sample_every, skip_nonfinite: see `scoreline.train.run.run`.
+        dry_run: resolve and check everything, and stop.
+        command: what the user typed, for the model's card.
+        quiet: no progress.
+
+    Returns:
+        {"resolved": ...} for a dry run, else {"model", "folder", "steps", "losses"}.
+    """
+    recipe = read_recipe(name)
+    _apply(recipe, changes)
+    if recipe.get("requires") == "cuda" and pick_device(device).type != "cuda" and not dry_run and recipe["steps"] > 10:
+        raise InputError("preset", name, "is sized for a CUDA device; try digits, or set --steps 10 to see it run")
+    data = load_images(**recipe["data"])
+    method = make_method(recipe)
+    config = {"recipe": {k: v for k, v in recipe.items() if k not in ("steps", "sample_every", "requires")}}
+    steps, batch_size = int(recipe["steps"]), int(recipe["batch_size"])
+    settings: dict[str, Any] = {
+        "steps": steps, "batch_size": batch_size, "seed": int(recipe.get("seed", 0)), "device": device,
+        "precision": precision, "accumulate": accumulate, "ema": recipe.get("ema"), "skip_nonfinite": skip_nonfinite,
+        "config": config,
+    }  # fmt: skip
+    if dry_run:
+        return {"resolved": resolve(method, data, **settings)}
+    folder = Path(out or f"runs/{Path(name).stem}")
+    every = sample_every or recipe.get("sample_every")
+    sample = _draw if hasattr(method, "denoiser") and every else None
+    trained = run(
+        method, data, folder, checkpoint_every=checkpoint_every, sample_every=every if sample else None, sample=sample,
+        quiet=quiet, **settings,
+    )  # fmt: skip
+    model = trained.result()
+    target = folder / "model.safetensors"
+    card = {
+        "command": command, "data": recipe["data"]["source"], "split": recipe["data"].get("split"), "steps": steps,
+        "batch_size": batch_size, "seed": settings["seed"],
+    }  # fmt: skip
+    save_artefact(target, model, card=card)
+    return {"model": str(target), "folder": str(folder), "steps": trained.step, "losses": trained.losses}
+
+
+def _apply(recipe: dict[str, Any], changes: Mapping[str, Any]) -> None:
+    for key, value in changes.items():
+        if key == "data":
+            recipe["data"] = {"source": value}
+        elif key == "lr":
+            settings = recipe.setdefault("settings", {})
+            if isinstance(settings.get("lr"), dict):
+                next(iter(settings["lr"].values()))["lr"] = value
+            else:
+                settings["lr"] = value
+        else:
+            recipe[key] = value
+
+
+def _draw(method: Any, step: int, path: Path) -> None:
+    """A grid of samples, the same noise and labels every time, so that progress is seen."""
+    model = method.denoiser
+    count = 40
+    cond = None
+    if model.num_classes is not None:
+        cond = Cond(labels=torch.arange(count) % model.num_classes)
+    place = next(model.parameters()).device
+    draws = Noise(0).at(range(count), model.shape, device=place)
+    given = model.given(cond if cond is None else cond.to(place))
+    sample = lookup("sampler", "dpm-solver++2m")(steps=10)(given, draws)
+    write_png(path, picture_grid(model.decode(sample.x).clamp(-1, 1), columns=10))
