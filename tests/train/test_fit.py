@@ -13,6 +13,7 @@ from torch import nn
 from scoreline.core.errors import InputError, NonFiniteError
 from scoreline.core.method import Update
 from scoreline.core.noise import Noise, derive
+from scoreline.data.images import Batch
 from scoreline.train import fit
 from scoreline.train.loop import Loop
 from scoreline.train.lr import Constant
@@ -66,6 +67,28 @@ def test_only_an_updates_own_parameters_take_gradients_while_its_loss_is_made() 
     assert all(p.requires_grad and p.grad is None for p in method.parameters())
 
 
+class Judged(Pair):
+    """The critic's answer is made before the updates, with gradients on everywhere."""
+
+    def prepare(self, batch: Batch, step: int) -> torch.Tensor:
+        return self.critic(super().prepare(batch, step))
+
+    def critic_loss(self, batch: Batch, judged: torch.Tensor, step: int) -> torch.Tensor:
+        return self.critic(batch.image).mean()
+
+    def generator_loss(self, batch: Batch, judged: torch.Tensor, step: int) -> torch.Tensor:
+        return judged.mean()
+
+
+def test_a_shared_graph_leaves_no_gradients_in_other_networks() -> None:
+    method = Judged()
+    method.updates = method.updates[1:]
+    start = method.generator.weight.detach().clone()
+    fit(method, points(), steps=1, batch_size=8)
+    assert all(p.grad is None for p in method.critic.parameters())
+    assert not torch.equal(method.generator.weight, start)
+
+
 def test_losses_carry_the_names_of_updates_and_entries() -> None:
     seen = []
     trained = fit(
@@ -75,7 +98,12 @@ def test_losses_carry_the_names_of_updates_and_entries() -> None:
     assert trained.losses.keys() == {"critic", "critic/real"}
 
 
-@pytest.mark.parametrize("make", [Regression, Pair])
+def descent() -> Regression:
+    """Plain gradient descent, which unlike Adam sees the scale of a gradient."""
+    return Regression(optimizer=torch.optim.SGD, lr=0.05)
+
+
+@pytest.mark.parametrize("make", [descent, Pair])
 def test_accumulated_parts_give_the_big_batch(make: type) -> None:
     whole = fit(make(), points(), steps=12, batch_size=24, seed=1)
     parts = fit(make(), points(), steps=12, batch_size=24, seed=1, accumulate=4)
@@ -133,7 +161,7 @@ def test_the_average_is_of_the_steps_that_moved_its_module() -> None:
     for value in path:
         expected = 0.5 * expected + 0.5 * value
     assert trained.averages is not None
-    assert trained.averages.n == 4
+    assert (trained.averages.n, trained.averages.images) == (4, 7 * 8)
     live = method.generator.weight[0, 0].item()
     with trained.averages.applied("a"):
         assert method.generator.weight[0, 0].item() == pytest.approx(expected, abs=1e-6)
@@ -220,6 +248,16 @@ def test_skips_are_counted_and_printed_and_change_nothing(capsys: pytest.Capture
         assert all(torch.equal(value, states[1][name]) for name, value in moving.items())
     with pytest.raises(NonFiniteError, match="step 3"):
         fit(method, points(), steps=6, batch_size=8, skip_nonfinite=1)
+
+
+def test_a_non_finite_gradient_is_held_until_it_is_looked_at() -> None:
+    method = Rooted()
+    loop = Loop(method, points(), batch_size=8, check_every=6)
+    for step in range(5):
+        loop.turn(step)
+    with pytest.raises(NonFiniteError, match="step 3"):
+        loop.check()
+    assert same(method, fit(Regression(), points(), steps=3, batch_size=8).method)
 
 
 @pytest.mark.parametrize("optimizer", [torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD])

@@ -18,10 +18,12 @@ from torch import nn
 
 from scoreline.core.errors import ArtefactError, InputError, NonFiniteError
 from scoreline.train import fit, resolve, run, stage
+from scoreline.train.ema import HalfLife, PowerFunction, WarmUpDecay
 from scoreline.train.lr import Cosine
 
 HERE = Path(__file__).parent
 SETTINGS: dict = {"batch_size": 12, "device": "cpu", "quiet": True, "log_every": 5, "checkpoint_every": 4}
+AVERAGES = [0.9, WarmUpDecay(0.99), HalfLife(100.0), PowerFunction(0.1)]
 
 
 def script(*command: str) -> str:
@@ -84,9 +86,9 @@ def test_two_processes_train_what_one_trains(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("make", [Dropped, Pair, Prototypes])
 def test_stopped_and_gone_on_with_it_equals_fit(make: type, tmp_path: Path) -> None:
-    whole = fit(make(), points(), steps=23, batch_size=12, ema=[0.9, 0.5])
+    whole = fit(make(), points(), steps=23, batch_size=12, ema=AVERAGES)
     for stop in (1, 9, 10, 22, None):
-        trained = run(make(), points(), tmp_path, steps=23, stop_at=stop, ema=[0.9, 0.5], **SETTINGS)
+        trained = run(make(), points(), tmp_path, steps=23, stop_at=stop, ema=AVERAGES, **SETTINGS)
     assert same(whole.method, trained.method)
     assert (trained.counts, trained.step) == (whole.counts, 23)
     assert whole.averages is not None

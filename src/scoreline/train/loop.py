@@ -154,7 +154,7 @@ class Loop:
         with group.alone(), self._precision():
             made = update.loss(batch, shared, step)
             loss = _scalar(name, made)
-            # Only towards these parameters: a graph through other networks leaves no gradients behind in them.
+            # Only towards these parameters: nothing is computed for other networks that a shared graph goes through.
             (loss * (self.scale / self.accumulate)).backward(inputs=group.parameters)
         entries = {name: loss}
         if isinstance(made, Mapping):
