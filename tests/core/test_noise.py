@@ -20,7 +20,9 @@ indices = st.lists(st.integers(0, 2**40), min_size=1, max_size=6)
 
 @settings(max_examples=40, deadline=None)
 @given(seed=st.integers(0, 2**63), batch=indices, step=st.integers(0, 2000), part=st.integers(0, 9), data=st.data())
-def test_a_draw_depends_on_its_address_only(seed: int, batch: list[int], step: int, part: int, data: st.DataObject) -> None:
+def test_a_draw_depends_on_its_address_only(
+    seed: int, batch: list[int], step: int, part: int, data: st.DataObject
+) -> None:
     """Bit-equal in any batch and order, and whatever was drawn before."""
     order = data.draw(st.permutations(range(len(batch))))
     draws = Noise(seed).at(batch, (3, 2))

@@ -25,11 +25,14 @@ def levels(schedule: Schedule) -> list[float]:
     return [float(t) for t in schedule.time(np.array([-1.5, 0.2, 1.7]))]
 
 
-def quadrature(x: float, alpha: float, sigma: float, weights: list, means: list, variances: list) -> tuple[float, float]:
+def quadrature(
+    x: float, alpha: float, sigma: float, weights: list, means: list, variances: list
+) -> tuple[float, float]:
     """E[x_0 | x_t = x] and log p_t(x) of a one-dimensional mixture by a fine sum."""
     grid = np.linspace(-8, 8, 400001)
     prior = sum(
-        w * np.exp(-((grid - m) ** 2) / (2 * v)) / math.sqrt(2 * math.pi * v) for w, m, v in zip(weights, means, variances)
+        w * np.exp(-((grid - m) ** 2) / (2 * v)) / math.sqrt(2 * math.pi * v)
+        for w, m, v in zip(weights, means, variances)
     )
     joint = prior * np.exp(-((x - alpha * grid) ** 2) / (2 * sigma**2)) / math.sqrt(2 * math.pi * sigma**2)
     h = grid[1] - grid[0]
@@ -84,7 +87,7 @@ def test_empirical_gives_back_its_points() -> None:
 @pytest.mark.check(system=9, number=4)
 @every
 def test_exact_eps_of_gaussian_data(schedule: Schedule) -> None:
-    """eps = sigma (x - alpha mu)/(alpha^2 s^2 + sigma^2); with abar = alpha^2 the formula of the variance-preserving case."""
+    """eps = sigma (x - alpha mu)/(alpha^2 s^2 + sigma^2); abar = alpha^2 gives the variance-preserving case."""
     torch.manual_seed(2)
     mu, s2 = torch.randn(3, dtype=F8), torch.rand(3, dtype=F8)
     model, x = Gaussian(schedule, mu, s2), torch.randn(5, 3, dtype=F8)
@@ -112,7 +115,11 @@ def test_the_flow_solves_the_ode(schedule: Schedule) -> None:
     x = torch.tensor([[1.1, -0.4]], dtype=F8)
     if schedule.known is None:
         run = solve_ivp(
-            lambda u, y: model.velocity(torch.tensor(y[None]), float(u))[0].numpy(), (t, s), x[0].numpy(), rtol=1e-9, atol=1e-11
+            lambda u, y: model.velocity(torch.tensor(y[None]), float(u))[0].numpy(),
+            (t, s),
+            x[0].numpy(),
+            rtol=1e-9,
+            atol=1e-11,
         )
         assert model.flow(x, t, s)[0].numpy() == pytest.approx(run.y[:, -1], abs=1e-6)
     assert torch.allclose(model.flow(model.flow(x, t, mid), mid, s), model.flow(x, t, s), atol=1e-13)
@@ -173,7 +180,9 @@ def test_perturbation_scales_the_correction() -> None:
 def test_weights_keep_double_precision() -> None:
     model = Mixture(EDM(), torch.zeros(2, 1, dtype=F8), 0.1, weights=[0.1, 0.9])
     assert model.log_weights.exp().tolist() == pytest.approx([0.1, 0.9], rel=1e-14)
-    assert Mixture(EDM(), torch.zeros(3, 1, dtype=F8), 0.1).log_weights.exp().sum().item() == pytest.approx(1, rel=1e-14)
+    assert Mixture(EDM(), torch.zeros(3, 1, dtype=F8), 0.1).log_weights.exp().sum().item() == pytest.approx(
+        1, rel=1e-14
+    )
 
 
 def test_bad_parameters_are_refused() -> None:

@@ -20,14 +20,14 @@ from scoreline.diffusion.schedules import EDM, VE, VP, Cosine, Discrete, Flow, S
 
 F8 = torch.float64
 FITS = [
-    ("edm", EDM()), ("edm", VP()), ("edm", VE()), ("edm", Discrete()), ("eps", VP()), ("eps", Discrete()), ("eps", EDM()),
-    ("eps", SubVP()), ("v", VP()), ("v", Cosine()), ("v", Discrete()), ("x0", VP()), ("x0", EDM()), ("flow", Flow()),
+    ("edm", EDM()), ("edm", VP()), ("edm", VE()), ("edm", Discrete()), ("eps", VP()), ("eps", Discrete()),
+    ("eps", EDM()), ("eps", SubVP()), ("v", VP()), ("v", Cosine()), ("v", Discrete()), ("x0", VP()), ("x0", EDM()), ("flow", Flow()),
 ]  # fmt: skip
 fits = pytest.mark.parametrize("kind, schedule", FITS, ids=lambda v: v if isinstance(v, str) else type(v).__name__)
 
 
 class Exact(nn.Module):
-    """The raw output, in float32, that a perfect network of the given kind would give on Gaussian data, in float64 inside."""
+    """The float32 raw output of a perfect network of the given kind on Gaussian data, worked out in float64."""
 
     def __init__(self, kind: str, schedule: Schedule, mean: float, variance: float, extra: bool = False) -> None:
         super().__init__()

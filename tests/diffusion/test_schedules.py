@@ -242,7 +242,7 @@ def test_known_values() -> None:
     assert Cosine().alpha(t) == pytest.approx(ratio, rel=1e-13)
 
 
-# --- q(x_t | x_s) -------------------------------------------------------------------------------------------------------
+# --- q(x_t | x_s) -------------------------------------------------------------------------------------------
 
 
 @every
@@ -274,7 +274,7 @@ def test_renoise_and_marginal_move_images(schedule: Schedule) -> None:
     assert schedule.marginal(x.float(), times, noise.float()).dtype == torch.float32
 
 
-# --- tables -------------------------------------------------------------------------------------------------------------
+# --- tables -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.check(system=9, number=1)

@@ -7,6 +7,7 @@ asking (keyword arguments beside the defaults); an entry for a sampler that is g
 from __future__ import annotations
 
 import inspect
+import itertools
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -181,7 +182,7 @@ def test_rising_times_are_refused_where_not_declared(case: Case) -> None:
         make(case)(model, draws, times=[0.5, 1.0, 2.0], x=torch.ones(1, 3, dtype=torch.float64))
 
 
-# --- the same image whatever the batch ----------------------------------------------------------------------------------
+# --- the same image whatever the batch ----------------------------------------------------------------------
 
 
 def network(schedule: Schedule, tiny_net: Any) -> Preconditioned:
@@ -268,7 +269,7 @@ def test_per_image_times_are_refused_where_not_declared(case: Case) -> None:
         make(case)(mixture(lookup("schedule", "edm")()), Noise(0).at(range(2), (3,)), times=times)
 
 
-# --- no waiting for the device ------------------------------------------------------------------------------------------
+# --- no waiting for the device ------------------------------------------------------------------------------
 
 WAITING = {
     "_local_scalar_dense", "item", "is_nonzero", "nonzero", "nonzero_numpy", "nonzero_static", "argwhere", "equal",
@@ -361,7 +362,7 @@ def test_no_step_with_per_image_times_waits(case: Case, schedule_name: str, tiny
         steps_without_waiting(make(case), network(schedule, tiny_net).to(device), draws, at)
 
 
-# --- numbers: type, device, cost ----------------------------------------------------------------------------------------
+# --- numbers: type, device, cost ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -446,7 +447,7 @@ def test_steps_below_the_least_are_refused(case: Case) -> None:
         cls(**case[1])(mixture(lookup("schedule", "edm")()), Noise(0).at([0], (3,)))
 
 
-# --- coefficients and times ---------------------------------------------------------------------------------------------
+# --- coefficients and times ---------------------------------------------------------------------------------
 
 
 @every_schedule
@@ -496,7 +497,7 @@ def test_a_trajectory_holds_the_states_and_not_their_later_values(case: Case) ->
         kept.append(state.x.clone())
     assert path is not None
     assert all(torch.equal(a, b) for a, b in zip(path, kept))
-    assert all((a - b).abs().max() > 1e-6 for a, b in zip(path, path[1:]))
+    assert all((a - b).abs().max() > 1e-6 for a, b in itertools.pairwise(path))
 
 
 BAD_TIMES = {
@@ -585,7 +586,7 @@ def test_gradients_pass_through_a_step(case: Case) -> None:
     assert (gradient * step).sum().item() == pytest.approx(measured.item(), rel=1e-5)
 
 
-# --- settings -----------------------------------------------------------------------------------------------------------
+# --- settings -----------------------------------------------------------------------------------------------
 
 
 @every

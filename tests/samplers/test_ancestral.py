@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
@@ -26,7 +27,7 @@ def test_it_is_an_euler_step_down_and_noise_up(eta: float, s_noise: float) -> No
     model, noise = Mixture(EDM(), MEANS, 0.1), Noise(1).at(range(3), (2,), dtype=F8)
     levels = [20.0, 6.0, 1.5, 0.3, 0.0]
     x = noise.normal() * 20.0
-    for i, (s, s_next) in enumerate(zip(levels, levels[1:])):
+    for i, (s, s_next) in enumerate(itertools.pairwise(levels)):
         up = eta * math.sqrt(s_next**2 * (s**2 - s_next**2) / s**2)
         down = math.sqrt(s_next**2 - up**2)
         d = (x - model(x, s).mean) / s

@@ -40,14 +40,19 @@ def test_coefficients_are_the_papers(eta: float) -> None:
 
 
 @pytest.mark.check(system=9, number=3)
-@pytest.mark.parametrize("times", [list(range(999, -2, -4)), list(range(30, -2, -1)), [980, 700, 350, 20, 0, -1], [999, 3, -1], [999, 500, 40]])
+@pytest.mark.parametrize(
+    "times",
+    [list(range(999, -2, -4)), list(range(30, -2, -1)), [980, 700, 350, 20, 0, -1], [999, 3, -1], [999, 500, 40]],
+)
 def test_eta_one_is_ddpm_with_the_small_variance_of_the_respaced_process(times: list[int]) -> None:
     schedule = Discrete()
     draws = Noise(4).at(range(3), (2,), dtype=F8)
     one = DDIM(eta=1.0)(mixture(schedule), draws, times=times).x
     other = DDPM(variance="small")(mixture(schedule), draws, times=times).x
     assert (one - other).abs().max() < 1e-12 * len(times)
-    ddim, ddpm = (s.coefficients(schedule, np.array(times, dtype=float)) for s in (DDIM(eta=1.0), DDPM(variance="small")))
+    ddim, ddpm = (
+        s.coefficients(schedule, np.array(times, dtype=float)) for s in (DDIM(eta=1.0), DDPM(variance="small"))
+    )
     for name in ("a", "b", "std"):
         assert ddim[name] == pytest.approx(ddpm[name], abs=1e-12)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
@@ -52,7 +53,9 @@ def test_posterior_on_any_schedule_is_bayes(schedule: Schedule) -> None:
 
 @pytest.mark.check(system=9, number=8)
 @pytest.mark.parametrize("variance", ["small", "large", "learned"])
-@pytest.mark.parametrize("times", [[999.0, 998.0, 997.0], [40.0, 20.0, 0.0, -1.0], [3.0, 2.0, 1.0, 0.0, -1.0], [5.0, -1.0]])
+@pytest.mark.parametrize(
+    "times", [[999.0, 998.0, 997.0], [40.0, 20.0, 0.0, -1.0], [3.0, 2.0, 1.0, 0.0, -1.0], [5.0, -1.0]]
+)
 def test_the_clean_step_adds_no_noise_and_its_log_is_finite(variance: str, times: list[float]) -> None:
     schedule = Discrete()
     rows = DDPM(variance=variance).coefficients(schedule, np.array(times))
@@ -91,7 +94,7 @@ def test_large_variance_is_exact_on_standard_normal_data(times: list[int]) -> No
     draws = Noise(3).at(range(2), (2,), dtype=F8)
     x = start = draws.normal() * schedule.sigma(999.0)
     variance = 1.0
-    for i, (t, s) in enumerate(zip(times, times[1:])):
+    for i, (t, s) in enumerate(itertools.pairwise(times)):
         alpha = schedule.abar[t] / schedule.abar[s]
         x = math.sqrt(alpha) * x + math.sqrt(1 - alpha) * draws.normal(i + 1)
         variance = alpha * variance + 1 - alpha
@@ -122,7 +125,9 @@ def test_small_variance_is_exact_for_a_point() -> None:
 def test_small_variance_is_wrong_for_wide_data_and_large_for_a_point() -> None:
     """The two are not interchangeable: exchanging their columns would be seen."""
     schedule = Discrete()
-    small, large = (DDPM(variance=v).coefficients(schedule, np.array([999.0, 500.0, 250.0])) for v in ("small", "large"))
+    small, large = (
+        DDPM(variance=v).coefficients(schedule, np.array([999.0, 500.0, 250.0])) for v in ("small", "large")
+    )
     assert (large["std"] > small["std"] * 1.001).all()
     assert DDPM().variance == "large"
 
@@ -165,7 +170,7 @@ def test_zero_terminal_snr_starts_from_pure_noise() -> None:
     schedule = Discrete(zero_terminal_snr=True)
     model = Gaussian(schedule, torch.tensor([0.4, -0.1], dtype=F8)[:, None].expand(2, 4000), 1.0)
     draws = Noise(0).at([0], (2, 4000), dtype=F8)
-    # Large variance is exact for data of variance 1; the last step adds none, and says the mean given x_0 nearly itself.
+    # Large variance is exact for data of variance 1; the last step adds none.
     x = DDPM(steps=25, grid="linspace")(model, draws).x[0]
     assert x.mean(1).tolist() == pytest.approx([0.4, -0.1], abs=5 / math.sqrt(4000))
     assert x.var(1).tolist() == pytest.approx([1.0, 1.0], rel=5 * math.sqrt(2 / 4000))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
@@ -23,7 +24,7 @@ def edm_reference(model: Mixture, x: torch.Tensor, levels: list[float], noise: D
     """Algorithm 2 of Karras et al. 2022, as written, for alpha = 1."""
     s_churn, s_min, s_max, s_noise = churn
     n = len(levels) - 1
-    for i, (t, s) in enumerate(zip(levels, levels[1:])):
+    for i, (t, s) in enumerate(itertools.pairwise(levels)):
         gamma = min(s_churn / n, math.sqrt(2) - 1) if s_min <= t <= s_max else 0.0
         up = t + gamma * t
         x = x + math.sqrt(up**2 - t**2) * s_noise * noise.normal(i + 1)

@@ -1,0 +1,197 @@
+"""Whatever has a line in the table of names: it imports, it is what its line says, it can be described, saved
+and loaded, and it answers for an image whatever the batch.
+
+`SMALL` says how to construct a small one of what cannot be made without arguments. A newly listed thing without an entry
+(and without defaults) fails here, not silently.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from scoreline.core.artefact import build, describe, load_artefact, save_artefact
+from scoreline.core.denoiser import Denoiser
+from scoreline.core.encoder import Encoder
+from scoreline.core.errors import InputError
+from scoreline.core.method import Method
+from scoreline.core.names import TABLE, kind_and_name, lookup, names
+from scoreline.core.sampler import Sampler
+from scoreline.core.schedule import Schedule
+
+IMAGE = (1, 8, 8)
+FILES = {"model"}  # kinds whose lines name files that ship with the package, not import paths
+
+
+def _unet(**more: Any) -> nn.Module:
+    return lookup("network", "unet")(
+        in_shape=IMAGE, base_channels=32, channel_mult=(1, 2), num_blocks=1, attention=(4,), **more
+    )
+
+
+def _edm(shape: tuple[int, ...] = IMAGE) -> Denoiser:
+    net = lookup("network", "mlp")(in_shape=shape, width=32)
+    return lookup("denoiser", "preconditioned")(net, lookup("schedule", "edm")())
+
+
+SMALL: dict[tuple[str, str], Callable[[], Any]] = {
+    ("network", "unet"): lambda: _unet(),
+    ("network", "dit"): lambda: lookup("network", "dit")(in_shape=IMAGE, width=32, depth=2, heads=2),
+    ("network", "mlp"): lambda: lookup("network", "mlp")(in_shape=IMAGE, width=32),
+    ("network", "kl-autoencoder"): lambda: lookup("network", "kl-autoencoder")(in_shape=IMAGE, channel_mult=(1, 2)),
+    ("denoiser", "preconditioned"): lambda: lookup("denoiser", "preconditioned")(_unet(), lookup("schedule", "edm")()),
+    ("denoiser", "gaussian"): lambda: lookup("denoiser", "gaussian")(
+        lookup("schedule", "vp")(), torch.zeros(IMAGE), 0.5
+    ),
+    ("denoiser", "mixture"): lambda: lookup("denoiser", "mixture")(
+        lookup("schedule", "vp")(), torch.linspace(-1, 1, 192).view(3, *IMAGE), 0.1
+    ),
+    ("denoiser", "empirical"): lambda: lookup("denoiser", "empirical")(
+        lookup("schedule", "vp")(), torch.linspace(-1, 1, 192).view(3, *IMAGE), smoothing=0.2
+    ),
+    ("denoiser", "latent"): lambda: lookup("denoiser", "latent")(
+        _edm((4, 4, 4)), lookup("network", "kl-autoencoder")(in_shape=IMAGE, channel_mult=(1, 2)), scale=0.7
+    ),
+    ("method", "denoising"): lambda: lookup("method", "denoising")(_edm()),
+    ("method", "classification"): lambda: lookup("method", "classification")(lookup("encoder", "digits")()),
+    ("method", "kl-autoencoding"): lambda: lookup("method", "kl-autoencoding")(SMALL["network", "kl-autoencoder"]()),
+}
+BASES = {"schedule": Schedule, "sampler": Sampler, "denoiser": Denoiser, "encoder": Encoder, "method": Method}
+LISTED = [(kind, name) for kind in TABLE if kind not in FILES for name in names(kind)]
+CLASSES = [(kind, name) for kind, name in LISTED if kind != "grid"]
+NETWORKS = [(kind, name) for kind, name in LISTED if kind == "network"]
+DENOISERS = [(kind, name) for kind, name in LISTED if kind == "denoiser"]
+# Twenty million parameters: its own tests ask it.
+LARGE = {("encoder", "inception-2015")}
+MODULES = [c for c in CLASSES if c[0] in ("network", "denoiser", "encoder") and c not in LARGE]
+
+
+def small(kind: str, name: str) -> Any:
+    torch.manual_seed(0)
+    if (kind, name) in SMALL:
+        thing = SMALL[kind, name]()
+    else:
+        try:
+            thing = lookup(kind, name)()
+        except (TypeError, InputError) as error:
+            pytest.fail(f"{kind} {name!r} cannot be made without arguments; give it an entry in SMALL ({error})")
+    if isinstance(thing, nn.Module):
+        # Layers that start at zero would make every answer the same.
+        with torch.no_grad():
+            for parameter in thing.parameters():
+                parameter.add_(0.05 * torch.randn(parameter.shape))
+        thing.eval()
+    return thing
+
+
+def test_small_names_things_that_exist() -> None:
+    assert set(SMALL) <= set(LISTED)
+
+
+@pytest.mark.parametrize("kind, name", LISTED)
+def test_every_line_is_what_it_says(kind: str, name: str) -> None:
+    thing = lookup(kind, name)
+    assert kind_and_name(thing) == (kind, name) if inspect.isclass(thing) else callable(thing)
+    assert inspect.getdoc(thing)
+    assert thing.__name__ in getattr(inspect.getmodule(thing), "__all__", ())
+    if kind in BASES:
+        assert issubclass(thing, BASES[kind])
+
+
+@pytest.mark.parametrize("kind", sorted(FILES & set(TABLE)))
+def test_files_are_named_as_such(kind: str) -> None:
+    for name in names(kind):
+        assert TABLE[kind][name].endswith(".safetensors")
+        with pytest.raises(InputError):
+            lookup(kind, name)  # a file is no class; a header that says so must not crash
+
+
+@pytest.mark.parametrize("kind, name", CLASSES)
+def test_constructors_take_no_open_keywords(kind: str, name: str) -> None:
+    parameters = inspect.signature(lookup(kind, name)).parameters
+    assert not any(p.kind in (p.VAR_KEYWORD, p.VAR_POSITIONAL) for p in parameters.values())
+
+
+@pytest.mark.parametrize("kind, name", [c for c in CLASSES if c not in LARGE])
+def test_what_is_recorded_survives_a_description(kind: str, name: str) -> None:
+    thing = small(kind, name)
+    if not hasattr(thing, "_arguments"):
+        # Made from tensors or modules: it must say so, not write half a description.
+        with pytest.raises(InputError, match="not recorded"):
+            describe(thing)
+        assert kind != "network", "models are saved with the description of their network; decorate it with `recorded`"
+        return
+    text = json.dumps(describe(thing))
+    again = build(json.loads(text))
+    assert type(again) is type(thing)
+    assert json.dumps(describe(again)) == text
+    assert set(describe(thing)["args"]) == set(inspect.signature(type(thing)).parameters)
+
+
+@pytest.mark.parametrize("kind, name", MODULES)
+def test_what_is_saved_is_loaded(kind: str, name: str, tmp_path: Path) -> None:
+    thing = small(kind, name)
+    if not hasattr(thing, "_arguments"):
+        return
+    path = tmp_path / "thing.safetensors"
+    mark = save_artefact(path, thing)
+    again, header = load_artefact(path, kind=kind)
+    assert header["name"] == name
+    assert header["fingerprint"] == mark
+    mine, theirs = thing.state_dict(), again.state_dict()
+    assert mine.keys() == theirs.keys()
+    assert all(torch.equal(mine[key], theirs[key]) for key in mine)
+    assert save_artefact(tmp_path / "again.safetensors", again) == mark
+
+
+@pytest.mark.parametrize("kind, name", MODULES)
+def test_a_deep_copy_is_independent_and_described_alike(kind: str, name: str) -> None:
+    thing = small(kind, name)
+    twin = copy.deepcopy(thing)
+    before = [p.clone() for p in thing.parameters()]
+    with torch.no_grad():
+        for parameter in twin.parameters():
+            parameter.add_(1.0)
+    assert all(torch.equal(a, b) for a, b in zip(before, thing.parameters()))
+    if hasattr(thing, "_arguments"):
+        assert describe(twin) == describe(thing)
+
+
+@pytest.mark.parametrize("kind, name", [c for c in NETWORKS if c[1] != "kl-autoencoder"])
+def test_a_network_answers_for_an_image_whatever_the_batch(kind: str, name: str) -> None:
+    net = small(kind, name)
+    x, t = torch.randn(4, *IMAGE), torch.linspace(0.1, 2.0, 4)
+    with torch.no_grad():
+        whole = net(x, t)
+        assert (net(x.flip(0), t.flip(0)).flip(0) - whole).abs().max() < 1e-4
+        for i in range(4):
+            assert (net(x[i : i + 1], t[i : i + 1]) - whole[i : i + 1]).abs().max() < 1e-4
+        assert (net(x, t[:1]) - net(x, t[:1].expand(4))).abs().max() < 1e-5
+    assert whole.std() > 1e-4
+    assert (net(x, t + 1) - whole).abs().max() > 1e-6, "the network does not see the time"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("kind, name", DENOISERS)
+def test_a_denoiser_answers_for_an_image_whatever_the_batch(kind: str, name: str, dtype: torch.dtype) -> None:
+    model = small(kind, name)
+    schedule = model.schedule
+    t = torch.tensor(schedule.time(torch.linspace(-1, 1, 4).double().numpy()))
+    x = torch.randn(4, *model.shape, dtype=dtype)
+    with torch.no_grad():
+        post = model(x, t)
+        for i in range(4):
+            alone = model(x[i : i + 1], float(t[i]))
+            for part in ("mean", "eps", "score"):
+                both = getattr(post, part)[i : i + 1], getattr(alone, part)
+                assert (both[0] - both[1]).abs().max() < 1e-4
+                assert both[0].dtype == both[1].dtype == dtype
+                assert both[0].shape == (1, *model.shape)
