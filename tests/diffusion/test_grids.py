@@ -47,7 +47,7 @@ def test_every_grid_on_every_schedule(name: str, schedule: Schedule, steps: int)
     if refusal is not None:
         # Only a table can have too few levels.
         assert table, refusal
-        assert steps >= 20, refusal
+        assert steps >= (20 if len(schedule.known) > 100 else 7), refusal
         assert refusal.thing == "steps"
         return
     assert levels.shape == (steps,)
@@ -100,7 +100,7 @@ def test_table_grids_of_the_papers() -> None:
     assert fractional(schedule, 50)[[0, 1, -2, -1]].tolist() == [999, 979, 20, 0]
     assert trailing(schedule, 10).tolist() == [999, 899, 799, 699, 599, 499, 399, 299, 199, 99]
     assert trailing(schedule, 3).tolist() == [999, 666, 332]
-    assert quadratic(schedule, 10).tolist() == [799, 632, 483, 355, 246, 158, 88, 39, 9, 0]
+    assert quadratic(schedule, 10).tolist() == [800, 632, 483, 355, 246, 158, 88, 39, 9, 0]
     assert trailing(schedule, 1000).tolist() == linspace(schedule, 1000).tolist() == list(range(999, -1, -1))
     assert leading(schedule, 1000).tolist() == list(range(999, -1, -1))
     assert logsnr(schedule, 5)[[0, -1]].tolist() == [999, 0]

@@ -21,7 +21,8 @@ from scoreline.diffusion.schedules import EDM, VE, VP, Cosine, Discrete, Flow, S
 F8 = torch.float64
 FITS = [
     ("edm", EDM()), ("edm", VP()), ("edm", VE()), ("edm", Discrete()), ("eps", VP()), ("eps", Discrete()),
-    ("eps", EDM()), ("eps", SubVP()), ("v", VP()), ("v", Cosine()), ("v", Discrete()), ("x0", VP()), ("x0", EDM()), ("flow", Flow()),
+    ("eps", EDM()), ("eps", SubVP()), ("v", VP()), ("v", Cosine()), ("v", Discrete()), ("x0", VP()), ("x0", EDM()),
+    ("flow", Flow()),
 ]  # fmt: skip
 fits = pytest.mark.parametrize("kind, schedule", FITS, ids=lambda v: v if isinstance(v, str) else type(v).__name__)
 

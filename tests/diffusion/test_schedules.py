@@ -39,7 +39,7 @@ SCHEDULES: dict[str, Schedule] = {
 ZERO = {"zero-snr": Discrete(zero_terminal_snr=True), "jsd": Discrete(betas="jsd", T=50)}
 every = pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES.keys())
 shares = st.lists(st.floats(0, 1), min_size=1, max_size=8)
-quick = settings(max_examples=25, deadline=None)
+quick = settings(max_examples=12, deadline=None)
 
 
 def number(value: object) -> float:

@@ -1,7 +1,7 @@
 """Whatever has a line in the table of names: it imports, it is what its line says, it can be described, saved
 and loaded, and it answers for an image whatever the batch.
 
-`SMALL` says how to construct a small one of what cannot be made without arguments. A newly listed thing without an entry
+`SMALL` says how to construct a small one of what cannot be made without arguments. A newly listed thing with no entry
 (and without defaults) fails here, not silently.
 """
 

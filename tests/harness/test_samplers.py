@@ -69,7 +69,7 @@ def test_variants_name_samplers_that_exist() -> None:
     assert set(VARIANTS) <= set(names("sampler"))
 
 
-# --- an oracle that shares no code with the library: the mixture's ODE in y = x/alpha, level = sigma/alpha --------------
+# --- an oracle that shares no code with the library: the mixture's ODE in y = x/alpha, level = sigma/alpha ---
 
 MEANS = np.array([[-1.0, 0.4, 0.3], [0.8, 1.0, -0.5], [0.2, -1.2, 0.9]])
 VARIANCES = np.array([0.05, 0.1, 0.2])
