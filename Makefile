@@ -11,7 +11,8 @@ JOBS ?= 2
 
 VENV := .venv
 PY := $(VENV)/bin/python
-PIP := $(PY) -m pip install --disable-pip-version-check --quiet -c constraints.txt $(PIP_ARGS)
+# Compiling every module of every package would double the time of an installation; Python does it at first use.
+PIP := $(PY) -m pip install --disable-pip-version-check --quiet --no-compile -c constraints.txt $(PIP_ARGS)
 # Stamps: installing is skipped as long as neither file has changed since.
 RUN := $(VENV)/.installed-run
 DEV := $(VENV)/.installed-dev

@@ -17,10 +17,11 @@ author = "the scoreline authors"
 copyright = author
 version = release = scoreline.__version__
 
-extensions = ["myst_nb", "sphinx.ext.mathjax"]
+# Formulas are written in plain characters: they read anywhere, and no page loads a script from the web.
+extensions = ["myst_nb"]
 source_suffix = {".md": "myst-nb"}
 exclude_patterns = ["_build"]
-myst_enable_extensions = ["dollarmath", "colon_fence"]
+myst_enable_extensions = ["colon_fence"]
 myst_heading_anchors = 3
 # Notebooks are stored with their output; building the pages runs nothing.
 nb_execution_mode = "off"

@@ -73,7 +73,7 @@ def test_the_generated_pages_list_every_system_and_no_claim_that_was_not_measure
     text = pages.systems_page(records)
     for record in records:
         assert f"| {record['id']} | " in text
-        assert record["paper"] in text
+        assert f"/{record['paper'].removeprefix('arXiv:')})" in text
     board = pages.claims_page([{**record, "claim": None} for record in records])
     assert "No claim is measured yet." in board
     measured = {**records[8], "claim": {"verdict": "in part", "arms": ["a", "b"], "seeds": [0, 1, 2]}, "missing": []}

@@ -29,21 +29,25 @@ def named(record: dict[str, Any], to_root: str = "") -> str:
 
 
 def paper(record: dict[str, Any]) -> str:
-    return f"[{record['paper']}](https://arxiv.org/abs/{record['paper'].removeprefix('arXiv:')})"
+    number = record["paper"].removeprefix("arXiv:")
+    return f"[{number}](https://arxiv.org/abs/{number})"
 
 
 def systems_page(records: list[dict[str, Any]]) -> str:
     """docs/systems/index.md."""
     counted = [f"{sum(r['state'] == s for r in records)} {s}" for s in STATES]
     meaning = "\n".join(f"- **{state}**: {text}" for state, text in STATES.items())
-    rows = [
-        [r["id"], named(r, "../"), paper(r), f"`{r['module']}`", checks(r), verdict(r), r["state"]] for r in records
-    ]
-    head = ["id", "system", "paper", "module", "checks", "claim", "state"]
+    rows = [[r["id"], named(r, "../"), r["state"], paper(r), f"`{inside(r)}`", checks(r), verdict(r)] for r in records]
+    head = ["id", "system", "state", "arXiv", "module in scoreline", "checks", "claim"]
     return (
         f"# The 48 systems\n\n{', '.join(counted)}. The same list: `scoreline systems`, with `--json` for programs.\n\n"
         f"{meaning}\n\n{table(head, rows)}\n\n```{{toctree}}\n:hidden:\n:glob:\n\n[0-9]*\n```\n"
     )
+
+
+def inside(record: dict[str, Any]) -> str:
+    """Where in scoreline the module is."""
+    return record["module"].removeprefix("scoreline.")
 
 
 def checks(record: dict[str, Any]) -> str:
