@@ -112,7 +112,7 @@ def _parse(verb: str, function: Any, args: list[str]) -> dict[str, Any]:
 
     parser = ArgumentParser(prog=f"scoreline {verb}", exit_on_error=False, description=VERBS[verb], default_env=False)
     # What main() knows by itself is no option of a verb.
-    hidden = {"command", "quiet"}
+    hidden: set[str | int] = {"command", "quiet"}
     parser.add_function_arguments(function, as_group=False, as_positional=True, skip=hidden)
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")

@@ -35,7 +35,7 @@ def show(result: dict[str, Any]) -> None:
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     for key, value in result.items():
         if key == "skipped" and value:
-            value = "\n".join(f"{item[0]}: {item[1]}" if isinstance(item, (list, tuple)) else str(item) for item in value)
+            value = "\n".join(f"{item['name']}: {item['reason']}" for item in value)
         elif isinstance(value, dict):
             value = "  ".join(f"{k}: {v}" for k, v in value.items())
         elif isinstance(value, (list, tuple)):

@@ -31,7 +31,7 @@ FORMAT = "scoreline/1"
 
 def recorded(cls: C) -> C:
     """Class decorator: remember the constructor's arguments, so that the object can be described in a header."""
-    original = cls.__init__
+    original = getattr(cls, "__init__")  # noqa: B009 (mypy warns of instances' __init__)
     signature = inspect.signature(original)
 
     @functools.wraps(original)
@@ -45,7 +45,7 @@ def recorded(cls: C) -> C:
             object.__setattr__(self, "_arguments", dict(list(bound.arguments.items())[1:]))
         original(self, *args, **kwargs)
 
-    cls.__init__ = init
+    setattr(cls, "__init__", init)  # noqa: B010
     return cls
 
 
@@ -178,7 +178,7 @@ def read_header(path: str | os.PathLike[str]) -> dict[str, Any]:
     except (KeyError, ValueError):
         raise ArtefactError("artefact", str(path), "holds no scoreline header; was it written by scoreline?") from None
     if header.get("format") != FORMAT:
-        raise ArtefactError("artefact", str(path), f"has format {header.get('format')!r}, this version reads {FORMAT!r}")
+        raise ArtefactError("artefact", str(path), f"has format {header.get('format')!r}, not {FORMAT!r}")
     return header
 
 

@@ -101,7 +101,7 @@ def measured(device: torch.device | str = "cpu", *, interval: float = 0.01) -> I
 
 
 def count_macs(function: Callable[..., Any], *args: Any) -> int:
-    """Multiply-accumulates of one call (matrix products, convolutions, attention), counted on the tensors it is given."""
+    """Multiply-accumulates of one call (matrix products, convolutions, attention), counted on what it is given."""
     from torch.utils.flop_counter import FlopCounterMode
 
     with FlopCounterMode(display=False) as counter, torch.no_grad():

@@ -23,7 +23,7 @@ Pair = tuple[Any, Any]
 
 
 def affine(a: Any, x: Tensor, b: Any, y: Tensor) -> Tensor:
-    """a x + b y in as few tensor operations as possible; a and b are floats or per-image tensors shaped to broadcast."""
+    """a x + b y in as few tensor operations as possible; a and b are floats or broadcastable tensors."""
     if isinstance(b, Tensor):
         return (b * y).addcmul_(x, a) if isinstance(a, Tensor) else (b * y).add_(x, alpha=a)
     if isinstance(a, Tensor):

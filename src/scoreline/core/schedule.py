@@ -49,12 +49,14 @@ class Schedule:
     Attributes:
         t_min, t_max: the range in which a model of this schedule was trained.
         clean: the time of x_0 itself, where alpha = 1, sigma = 0 and lam = inf.
+        grid: name of the spacing that samplers use on it unless told otherwise.
         known: the only times a discrete model knows, ascending float64, or None when every time in the range is known.
     """
 
     t_min: float
     t_max: float
     clean: float = 0.0
+    grid: str = "time"
     known: np.ndarray | None = None
 
     def alpha(self, t: Time) -> Time:
@@ -102,9 +104,9 @@ class Schedule:
             near = known[(t.double().unsqueeze(-1) - known).abs().argmin(-1)]
             return torch.where(t <= self.clean, t.double(), near)
         values = np.asarray(t, dtype=np.float64)
-        near = self.known[np.abs(values[..., None] - self.known).argmin(-1)]
-        near = np.where(values <= self.clean, values, near)
-        return near if isinstance(t, np.ndarray) else float(near)
+        closest = self.known[np.abs(values[..., None] - self.known).argmin(-1)]
+        closest = np.where(values <= self.clean, values, closest)
+        return closest if isinstance(t, np.ndarray) else float(closest)
 
     def marginal(self, x: Tensor, t: Time, noise: Tensor) -> Tensor:
         """x_t = alpha(t) x_0 + sigma(t) eps for clean images `x` (B, ...) and `noise` of the same shape."""

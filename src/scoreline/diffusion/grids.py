@@ -1,7 +1,7 @@
 """Grids: at which noise levels a sampler stops.
 
-Every grid is a function (schedule, steps) -> (steps,) float64 levels, the noisiest first; the clean end that follows the
-last level is added by the sampler. Discrete schedules get levels that their model knows.
+Every grid is a function (schedule, steps) -> (steps,) float64 levels, the noisiest first; the clean end that follows
+the last level is added by the sampler. Discrete schedules get levels that their model knows.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ def fractional(schedule: Schedule, steps: int) -> np.ndarray:
 
 
 def quadratic(schedule: Schedule, steps: int) -> np.ndarray:
-    """floor(linspace(0, sqrt(0.8 T), S)^2) on tables; uniform in sqrt(t) elsewhere. Reference: Song et al. 2021 (DDIM)."""
+    """floor(linspace(0, sqrt(0.8 T), S)^2) on tables; uniform in sqrt(t) elsewhere. Ref.: Song et al. 2021."""
     if schedule.known is not None:
         T = len(schedule.known)
         return _known(schedule, np.floor(np.linspace(0, np.sqrt(0.8 * T), steps) ** 2)[::-1])

@@ -1,7 +1,8 @@
 """A network seen as a denoiser: input scaling, time input, and what its raw output means.
 
 kinds, with s = sigma/alpha and sd = sigma_data:
-    edm   E[x0|x] = c_skip x/alpha + c_out F,  c_skip = sd^2/(s^2+sd^2), c_out = s sd/sqrt(s^2+sd^2), c_in = 1/sqrt(s^2+sd^2)
+    edm   E[x0|x] = c_skip x/alpha + c_out F(c_in x/alpha),
+          c_skip = sd^2/(s^2+sd^2), c_out = s sd/sqrt(s^2+sd^2), c_in = 1/sqrt(s^2+sd^2)
     eps   F is the noise
     v     F = alpha eps - sigma x0           (variance-preserving schedules)
     x0    F is the clean image
@@ -61,7 +62,7 @@ class Preconditioned(Denoiser):
         schedule: the coordinates it was trained in.
         kind: what its output is, one of `KINDS`.
         sigma_data: standard deviation of the data (kind "edm" only).
-        time_input: what the network is told of t: "t", "ln-sigma/4", "999t" or "1000t"; None takes the kind's usual one.
+        time_input: what the network is told of t: "t", "ln-sigma/4", "999t" or "1000t"; None takes the kind's own.
         learned_variance: the output has a second group of channels, the raw share between log beta~ and log beta.
 
     Raises:
@@ -140,7 +141,7 @@ class Preconditioned(Denoiser):
     def target(self, x0: Tensor, x: Tensor, t: Time, noise: Tensor) -> Tensor:
         """What the network should answer for x = x_t = alpha x_0 + sigma noise, in its own kind.
 
-        With kind "edm" the target is (x_0 - c_skip x/alpha)/c_out, whose plain mean square error is EDM's weighted loss.
+        With kind "edm" the target is (x_0 - c_skip x/alpha)/c_out, whose mean square error is EDM's weighted loss.
         """
         alpha, sigma = spread(self.schedule.alpha(t), x), spread(self.schedule.sigma(t), x)
         if self.kind == "edm":

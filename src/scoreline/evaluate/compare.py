@@ -306,7 +306,7 @@ def _arm_result(
     guidance: float | None,
 ) -> dict[str, Any]:  # fmt: skip
     rows = [ledger[_key(arm, seed)] for seed in seeds]
-    scores = {}
+    scores: dict[str, Any] = {}
     for name in ["ode-rmse", *(s.name(count) for s in scorers)]:
         values = [row["values"].get(name) for row in rows]
         if None in values:

@@ -61,7 +61,7 @@ def pick_encoder(name: str, images: Images) -> Encoder:
         return Pixels(images.shape)
     if name == "digits":
         if images.shape != (1, 8, 8):
-            raise InputError("features", name, f"takes 1x8x8 images, not {'x'.join(map(str, images.shape))}; use pixels")
+            raise InputError("features", name, f"takes 1x8x8 images, not {images.shape}; use pixels")
         return digits_net()
     if name == "inception-2015":
         from scoreline.nn.inception import Inception2015
@@ -92,9 +92,10 @@ class FrechetProtocol:
             for batch in reference.batches(500):
                 moments.update(encoder.features(batch.image))
         self.moments = moments
+        named: dict[str, Any] = dict(encoder.protocol)
         self.base = Protocol(
             metric="frechet-distance",
-            **encoder.protocol,
+            **named,
             image="x".join(map(str, reference.shape)),
             conditions=conditions,
             reference=reference.name,

@@ -71,7 +71,7 @@ def sample_to(
     if batch_size < 1:
         raise InputError("batch_size", batch_size, "must be 1 or more")
     if len(set(indices)) != len(indices) or min(indices) < 0:
-        raise InputError("seeds", [i for i in indices][:5], "image numbers are distinct and start at 0")
+        raise InputError("seeds", list(indices)[:5], "image numbers are distinct and start at 0")
     bare = load(model_name)
     model = guided(bare, guidance, clip=clip)
     sampler = make_sampler(spec, nfe=nfe, steps=steps)

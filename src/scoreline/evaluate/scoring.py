@@ -56,7 +56,8 @@ def read_statistics(path: str | Path) -> tuple[Tensor, Tensor] | None:
         with np.load(file, allow_pickle=False) as arrays:
             if not {"mu", "sigma"} <= set(arrays.files):
                 return None
-            return torch.from_numpy(arrays["mu"].astype(np.float64)), torch.from_numpy(arrays["sigma"].astype(np.float64))
+            mu, sigma = (torch.from_numpy(arrays[name].astype(np.float64)) for name in ("mu", "sigma"))
+            return mu, sigma
     except (OSError, ValueError, EOFError) as error:
         raise ArtefactError("statistics", str(path), f"cannot be read ({error})") from None
 
@@ -228,10 +229,11 @@ def _against_saved(
     assert other is not None
     mine = (moments.mean, moments.cov())
     if other[0].shape != mine[0].shape:
-        raise InputError("statistics", tuple(other[0].shape), f"the features have {encoder.dim} dimensions; another network")
+        raise InputError("statistics", tuple(other[0].shape), f"these features have {encoder.dim} dimensions")
     pair = (*mine, *other) if side == "real" else (*other, *mine)
+    named: dict[str, Any] = dict(encoder.protocol)
     protocol = Protocol(
-        metric="frechet-distance", **encoder.protocol, reference=real, method="symmetric", ddof=1,
+        metric="frechet-distance", **named, reference=real, method="symmetric", ddof=1,
         generated_count=moments.count if side == "generated" else None,
     )  # fmt: skip
     return Score("fd", frechet_distance_from_statistics(*pair), protocol, higher_is_better=False)

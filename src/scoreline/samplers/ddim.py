@@ -31,7 +31,7 @@ class DDIM(Sampler):
         InputError: eta leaves [0, 1].
     """
 
-    order = 1
+    order: int | None = 1
     per_image = True
     rising = True
 

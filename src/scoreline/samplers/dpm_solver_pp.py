@@ -63,8 +63,7 @@ class _Multistep(Sampler):
     variant: str = "paper"
 
     def coefficients(self, schedule: Schedule, times: Any) -> Rows:
-        t, s = times[:-1], times[1:]
-        steps = len(t)
+        steps = len(times) - 1
         with np.errstate(divide="ignore", invalid="ignore"):
             gaps = np.diff(schedule.lam(times))
         weights = np.zeros((steps, 3))

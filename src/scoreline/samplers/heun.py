@@ -36,7 +36,7 @@ class Heun(Sampler):
         steps, nfe, grid: see :class:`scoreline.core.sampler.Sampler`.
     """
 
-    order = 2
+    order: int | None = 2
     per_image = True
     min_steps = 2
 

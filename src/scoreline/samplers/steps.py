@@ -18,7 +18,8 @@ Array = Any
 def eta_step(schedule: Schedule, t: Array, s: Array, eta: float) -> tuple[Array, Array, Array]:
     """(a, b, std) of x_s = a x_t + b E[x_0|x_t] + std xi: DDIM's update with variance share eta^2.
 
-    std = eta sigma_s sqrt(1 - (alpha_t sigma_s / alpha_s sigma_t)^2), the noise direction keeps sqrt(sigma_s^2 - std^2).
+    std = eta sigma_s sqrt(1 - (alpha_t sigma_s / alpha_s sigma_t)^2), the rest, sqrt(sigma_s^2 - std^2),
+    stays along the noise estimate.
 
     Reference: Song et al. 2021 (DDIM), eq. 12 and 16, written for any alpha and sigma.
     """
@@ -31,10 +32,11 @@ def eta_step(schedule: Schedule, t: Array, s: Array, eta: float) -> tuple[Array,
 
 
 def posterior_step(schedule: Schedule, t: Array, s: Array) -> tuple[Array, Array, Array, Array]:
-    """(c1, c2, small, large) of q(x_s | x_t, x_0): mean c1 x_0 + c2 x_t, variance `small`; `large` is that of q(x_t | x_s).
+    """(c1, c2, small, large): q(x_s|x_t, x_0) has mean c1 x_0 + c2 x_t, variance `small`; q(x_t|x_s) has `large`.
 
     With alpha_ts = alpha_t/alpha_s and sigma_ts^2 = sigma_t^2 - alpha_ts^2 sigma_s^2:
-    c1 = alpha_s sigma_ts^2/sigma_t^2, c2 = alpha_ts sigma_s^2/sigma_t^2, small = sigma_ts^2 sigma_s^2/sigma_t^2, large = sigma_ts^2.
+    c1 = alpha_s sigma_ts^2/sigma_t^2, c2 = alpha_ts sigma_s^2/sigma_t^2,
+    small = sigma_ts^2 sigma_s^2/sigma_t^2, large = sigma_ts^2.
     On neighbouring entries of a table these are beta~_t and beta_t.
 
     Reference: Ho et al. 2020, eq. 6-7.
