@@ -17,7 +17,6 @@ from scoreline.core.systems import SYSTEMS, System
 from scoreline.core.systems import facts as shipped
 
 ROOT = Path(__file__).resolve().parents[1]
-MAIN = "import sys; from scoreline.cli import main; sys.exit(main())"
 WRITTEN = [row for row in SYSTEMS if (ROOT / row.page).exists()]
 TAUGHT = [ROOT / "README.md", *sorted((ROOT / "docs/tutorials").glob("*.md"))]
 
@@ -43,7 +42,12 @@ def test_the_command_of_a_page_runs(row: System, tmp_path: Path) -> None:
     program, *arguments = shlex.split(f"{page['command']} {page['ci'] or ''}")
     assert program == "scoreline"
     done = subprocess.run(
-        [sys.executable, "-c", MAIN, *arguments], cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False
+        [sys.executable, "-m", "scoreline", *arguments],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
 

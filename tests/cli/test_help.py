@@ -8,14 +8,13 @@ import time
 
 import pytest
 
-MAIN = "import sys; from scoreline.cli import main; sys.exit(main())"
 HEAVY = ("torch", "numpy", "scipy", "sklearn", "matplotlib", "accelerate", "torchmetrics", "datasets", "diffusers")
 
 
 def answer(*arguments: str) -> tuple[float, str]:
     """Seconds and output of one call in a process of its own, interpreter start included."""
     start = time.perf_counter()
-    done = subprocess.run([sys.executable, "-c", MAIN, *arguments], capture_output=True, text=True, check=False)
+    done = subprocess.run([sys.executable, "-m", "scoreline", *arguments], capture_output=True, text=True, check=False)
     seconds = time.perf_counter() - start
     assert done.returncode == 0, done.stderr
     return seconds, done.stdout
