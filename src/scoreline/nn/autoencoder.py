@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from scoreline.core.artefact import recorded
 from scoreline.core.errors import InputError
 from scoreline.nn.blocks import Attention, BlockStyle, ConvResample, ResBlock, conv2d, group_norm
 
@@ -50,6 +51,7 @@ def sample(mean: Tensor, logvar: Tensor, noise: Tensor) -> Tensor:
     return torch.addcmul(mean, (0.5 * logvar.clamp(*LOGVAR_RANGE)).exp(), noise)
 
 
+@recorded
 class KLAutoencoder(nn.Module):
     """Convolutional autoencoder that halves the image len(channel_mult) - 1 times.
 

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from scoreline.core.artefact import recorded
 from scoreline.core.cond import Cond
 from scoreline.core.errors import InputError, unknown_name
 from scoreline.nn.blocks import attend, linear_layer
@@ -108,6 +109,7 @@ class _Block(nn.Module):
         return x
 
 
+@recorded
 class DiT(nn.Module):
     """A diffusion transformer.
 

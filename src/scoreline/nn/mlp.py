@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from scoreline.core.artefact import recorded
 from scoreline.core.cond import Cond
 from scoreline.core.errors import InputError
 from scoreline.nn.blocks import linear_layer
@@ -31,6 +32,7 @@ class _Layer(nn.Module):
         return h + F.silu(self.linear(h) + self.affine(emb))
 
 
+@recorded
 class MLP(nn.Module):
     """h_0 = W x; h_i = h_(i-1) + SiLU(W_i h_(i-1) + b_i + W'_i emb(t, cond)); y = W_out h_depth.
 

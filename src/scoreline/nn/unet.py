@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from scoreline.core.artefact import recorded
 from scoreline.core.cond import Cond
 from scoreline.core.errors import InputError
 from scoreline.nn.blocks import (
@@ -89,6 +90,7 @@ class Stage(nn.Module):
         return h
 
 
+@recorded
 class UNet(nn.Module):
     """A U-Net with residual blocks, attention at chosen resolutions and skip joints.
 
