@@ -177,10 +177,6 @@ def _file(path: Path, text: str | None) -> Path:
 @pytest.mark.parametrize("read", [read_header, load_artefact])
 def test_broken_headers_are_refused_as_artefact_errors(tmp_path: Path, text: str | None, read: Callable) -> None:
     path = _file(tmp_path / "x.safetensors", text)
-    whole = text is not None and '"args"' in text
-    if read is read_header and whole:
-        assert read(path)["kind"] == "testing"
-        return
     with pytest.raises(ArtefactError, match=r"x\.safetensors"):
         read(path)
 

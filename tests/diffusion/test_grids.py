@@ -45,12 +45,17 @@ def test_every_grid_on_every_schedule(name: str, schedule: Schedule, steps: int)
     except InputError as error:
         refusal = error
     if refusal is not None:
+        assert refusal.thing == "steps"
+        if steps == 1 and name in ("leading", "quadratic"):  # their only level would be the cleanest
+            return
         # Only a table can have too few levels.
         assert table, refusal
         assert steps >= (20 if len(schedule.known) > 100 else 7), refusal
-        assert refusal.thing == "steps"
         return
-    assert levels.shape == (steps,)
+    if name == "quadratic" and table:
+        assert 1 < len(levels) <= steps  # its first entries fall together
+    else:
+        assert levels.shape == (steps,)
     assert levels.dtype == np.float64
     assert (np.diff(levels) < 0).all()
     assert levels.max() <= schedule.t_max

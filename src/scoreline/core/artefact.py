@@ -10,6 +10,7 @@ import functools
 import hashlib
 import inspect
 import json
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -78,6 +79,8 @@ def _plain(value: Any) -> Any:
         return {str(k): _plain(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
         return [_plain(v) for v in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return {"float": str(value)}  # JSON knows no infinity
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     raise InputError("argument", type(value).__name__, "only plain values and recorded objects fit into a header")
@@ -99,6 +102,8 @@ def _unplain(value: Any) -> Any:
     if isinstance(value, Mapping):
         if {"kind", "name", "args"} <= value.keys() and value["kind"] in TABLE:
             return build(value)
+        if value.keys() == {"float"}:
+            return float(value["float"])
         return {k: _unplain(v) for k, v in value.items()}
     return [_unplain(v) for v in value] if isinstance(value, list) else value
 
@@ -175,7 +180,10 @@ def read_header(path: str | os.PathLike[str]) -> dict[str, Any]:
         raise ArtefactError("artefact", str(path), f"not a readable safetensors file ({error})") from None
     try:
         header = json.loads(metadata["scoreline"])
-    except (KeyError, ValueError):
+        whole = {"format", "kind", "name", "args", "fingerprint"} <= header.keys() and isinstance(header["args"], dict)
+        if not whole or not isinstance(header["kind"], str) or not isinstance(header["name"], str):
+            raise ValueError("fields are missing")
+    except (KeyError, ValueError, AttributeError, TypeError):
         raise ArtefactError("artefact", str(path), "holds no scoreline header; was it written by scoreline?") from None
     if header.get("format") != FORMAT:
         raise ArtefactError("artefact", str(path), f"has format {header.get('format')!r}, not {FORMAT!r}")

@@ -64,6 +64,6 @@ def unknown_name(kind: str, value: str, known: Iterable[str]) -> InputError:
     sampler 'huen': did you mean 'heun'? Known: ddim, heun
     """
     names = sorted(known)
-    guess = nearest(value, names)
+    guess = nearest(value, names) if isinstance(value, str) else None
     hint = f"did you mean {guess!r}? " if guess else ""
     return InputError(kind, value, f"{hint}Known: {', '.join(names)}")

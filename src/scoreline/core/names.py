@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-from scoreline.core.errors import unknown_name
+from scoreline.core.errors import InputError, unknown_name
 
 __all__ = ["TABLE", "lookup", "names", "kind_and_name"]
 
@@ -94,7 +94,9 @@ def lookup(kind: str, name: str) -> Any:
     """
     if name not in TABLE.get(kind, {}):
         raise unknown_name(kind, name, names(kind))
-    module, attribute = TABLE[kind][name].split(":")
+    module, colon, attribute = TABLE[kind][name].partition(":")
+    if not colon:
+        raise InputError(kind, name, "is a file, not a class; open it with scoreline.load")
     return getattr(importlib.import_module(module), attribute)
 
 

@@ -35,7 +35,7 @@ class Noise:
     """The source of all noise of a run.
 
     Args:
-        seed: any integer; two seeds give independent streams.
+        seed: 0 to 2^64 - 1; two seeds give independent streams.
 
     >>> a = Noise(0).at([3, 5], (2,)).normal()
     >>> b = Noise(0).at([5], (2,)).normal()
@@ -45,6 +45,8 @@ class Noise:
 
     def __init__(self, seed: int) -> None:
         self.seed = int(seed)
+        if not 0 <= self.seed <= _WORD:
+            raise InputError("seed", seed, "must be 0 or more and fit into 64 bits")
 
     def at(
         self,
@@ -109,7 +111,7 @@ class Draws:
         """
         out = np.empty((len(self.indices), *self.shape), dtype=np.float64)
         for row, index in enumerate(self.indices):
-            self._at(int(index), step, part).standard_normal(out=out[row])
+            self._at(int(index), step, part).standard_normal(out=out[row, ...])
         return torch.from_numpy(out).to(self.dtype).to(self.device, non_blocking=True)
 
     def uniform(self, step: int = 0, part: int = 0, *, shape: Sequence[int] = ()) -> Tensor:

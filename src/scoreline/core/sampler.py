@@ -186,8 +186,9 @@ class Sampler:
             InputError: the times are not monotone, leave the schedule, or do not fit this sampler.
         """
         schedule = denoiser.schedule
+        _check_shapes(denoiser, noise, x)
         grid = self.times(schedule, denoiser.evaluations) if times is None else times
-        grid = self._checked(denoiser, grid, len(noise))
+        grid = self._checked(denoiser, grid, noise)
         rows = self.coefficients(schedule, grid)
         counted = Counted(denoiser)
         with torch.no_grad():
@@ -199,8 +200,10 @@ class Sampler:
                     path.append(state.x)
         return Sample(state.x, counted.nfe, counted.nfe, grid, path)
 
-    def _checked(self, denoiser: Denoiser, times: Array, batch: int) -> Array:
-        who = type(self).__name__
+    def _checked(self, denoiser: Denoiser, times: Array, noise: Draws) -> Array:
+        who, batch = type(self).__name__, len(noise)
+        if np.ndim(times) not in (1, 2):
+            raise InputError("times", times, "give a list of times, (S+1,), or one for each image, (S+1, B)")
         if not isinstance(times, Tensor):
             times = np.asarray(times, dtype=np.float64)
         elif times.dim() == 1:
@@ -212,7 +215,7 @@ class Sampler:
                 raise InputError("times", tuple(times.shape), f"{who} takes one list of times for the whole batch")
             if times.shape[1] != batch:
                 raise InputError("times", tuple(times.shape), f"the second dimension must be the batch, {batch}")
-            times = torch.as_tensor(times, dtype=torch.float64)
+            times = torch.as_tensor(times, dtype=torch.float64).to(noise.device)
         denoiser.check(times)
         clean = denoiser.schedule.clean
         if bool((times[:-1] <= clean).any()):
@@ -226,5 +229,13 @@ class Sampler:
         return times
 
     def __repr__(self) -> str:
-        shown = ", ".join(f"{k}={v!r}" for k, v in vars(self).items() if v is not None and not k.startswith("_"))
-        return f"{type(self).__name__}({shown})"
+        hidden = {"order", "rising", "stochastic"}
+        shown = {k: v for k, v in vars(self).items() if v is not None and k not in hidden and not k.startswith("_")}
+        return f"{type(self).__name__}({', '.join(f'{k}={v!r}' for k, v in shown.items())})"
+
+
+def _check_shapes(denoiser: Denoiser, noise: Draws, x: Tensor | None) -> None:
+    if noise.shape != tuple(denoiser.shape):
+        raise InputError("noise shape", noise.shape, f"the model makes {tuple(denoiser.shape)}")
+    if x is not None and x.shape != (len(noise), *noise.shape):
+        raise InputError("x", tuple(x.shape), f"needs shape {(len(noise), *noise.shape)}")

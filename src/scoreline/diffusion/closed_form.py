@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -45,6 +45,8 @@ class Gaussian(Denoiser):
         self.register_buffer("variance", variance.expand(mean.shape).clone())
 
     def posterior(self, x: Tensor, t: Time, cond: Cond | None) -> Posterior:
+        if cond is not None:
+            cond.require((), "a Gaussian")
         alpha, sigma = spread(self.schedule.alpha(t), x), spread(self.schedule.sigma(t), x)
         m, v = self.mean_.to(x), self.variance.to(x)
         total = alpha**2 * v + sigma**2
@@ -124,13 +126,26 @@ class Mixture(Denoiser):
         self.schedule, self.shape, self.perturbation = schedule, tuple(means.shape[1:]), perturbation
         if labels is not None:
             self.num_classes = int(labels.max()) + 1 if num_classes is None else num_classes
-        weights = torch.ones(count) if weights is None else torch.as_tensor(weights)
+        weights = torch.ones(count, dtype=means.dtype) if weights is None else torch.as_tensor(weights, dtype=means.dtype)
+        variances = torch.as_tensor(variances, dtype=means.dtype)
+        if (variances < 0).any():
+            raise InputError("variances", float(variances.min()), "must not be negative")
         if len(weights) != count or (weights <= 0).any():
             raise InputError("weights", tuple(weights.shape), f"need {count} positive numbers")
         self.register_buffer("means", means.flatten(1))
-        self.register_buffer("variances", torch.as_tensor(variances, dtype=means.dtype).expand(count).clone())
+        self.register_buffer("variances", variances.expand(count).clone())
         self.register_buffer("log_weights", (weights / weights.sum()).log().to(means.dtype))
         self.register_buffer("labels", labels)
+
+    def given(self, cond: Cond | None) -> Self:
+        if cond is not None:
+            cond.require(() if self.labels is None else ("labels",), type(self).__name__)
+        if cond is not None and cond.labels is not None and self.labels is not None:
+            known = set(self.labels.tolist()) | {self.num_classes}
+            unknown = sorted(set(cond.labels.tolist()) - known)
+            if unknown:
+                raise InputError("label", unknown[0], f"no component carries it; known: {sorted(self.labels.unique().tolist())}")
+        return super().given(cond)
 
     def responsibilities(self, x: Tensor, t: Time, cond: Cond | None = None) -> Tensor:
         """Posterior share of every component, (B, K)."""
@@ -142,9 +157,10 @@ class Mixture(Denoiser):
         # |x - alpha m|^2 by one matrix product; float64 inside when asked keeps what the expansion would lose.
         distance = (flat * flat).sum(1, keepdim=True) - 2 * alpha * (flat @ m.T) + alpha**2 * (m * m).sum(1)
         logits = self.log_weights.to(flat) - distance / (2 * total) - 0.5 * flat.shape[1] * torch.log(total)
+        if cond is not None:
+            cond.require(() if self.labels is None else ("labels",), type(self).__name__)
         if cond is not None and cond.labels is not None:
-            if self.labels is None:
-                raise InputError("condition", "labels", "this mixture has no classes")
+            assert self.labels is not None
             mine = (self.labels == cond.labels[:, None]) | (cond.labels[:, None] == self.num_classes)
             logits = logits.masked_fill(~mine, -math.inf)
         return logits.softmax(1)
@@ -170,7 +186,8 @@ class Mixture(Denoiser):
         flat = x.flatten(1)
         alpha, sigma = spread(self.schedule.alpha(t), flat), spread(self.schedule.sigma(t), flat)
         total = alpha**2 * self.variances.to(flat) + sigma**2
-        distance = (flat[:, None] - alpha * self.means.to(flat)).square().sum(-1)
+        wide = alpha.unsqueeze(-1) if isinstance(alpha, Tensor) else alpha
+        distance = (flat[:, None] - wide * self.means.to(flat)).square().sum(-1)
         D = flat.shape[1]
         each = self.log_weights.to(flat) - distance / (2 * total) - 0.5 * D * (math.log(2 * math.pi) + torch.log(total))
         return each.logsumexp(1)

@@ -48,7 +48,9 @@ def time(schedule: Schedule, steps: int) -> np.ndarray:
 
 def time_to_clean(schedule: Schedule, steps: int) -> np.ndarray:
     """Uniform in time from t_max down to the clean end, which is not a level: t_max (1 - i/N) for flows."""
-    return _known(schedule, np.linspace(schedule.t_max, schedule.clean, steps + 1)[:-1])
+    # Where the clean end is no limit of the schedule but a time of its own, the levels stop short of t_min instead.
+    low = schedule.clean if schedule.clean >= 0 else schedule.t_min
+    return _known(schedule, np.linspace(schedule.t_max, low, steps + 1)[:-1])
 
 
 def leading(schedule: Schedule, steps: int) -> np.ndarray:
@@ -58,6 +60,7 @@ def leading(schedule: Schedule, steps: int) -> np.ndarray:
         InputError: no whole stride gives exactly this many levels.
     """
     T = _table(schedule, "leading")
+    _not_one(steps, "leading")
     for stride in range(1, T + 1):
         levels = np.arange(0, T, stride)
         if len(levels) == steps:
@@ -86,11 +89,20 @@ def fractional(schedule: Schedule, steps: int) -> np.ndarray:
 
 def quadratic(schedule: Schedule, steps: int) -> np.ndarray:
     """floor(linspace(0, sqrt(0.8 T), S)^2) on tables; uniform in sqrt(t) elsewhere. Ref.: Song et al. 2021."""
+    _not_one(steps, "quadratic")
     if schedule.known is not None:
         T = len(schedule.known)
-        return _known(schedule, np.floor(np.linspace(0, np.sqrt(0.8 * T), steps) ** 2)[::-1])
+        if steps > T:
+            raise InputError("steps", steps, f"the model knows {T} levels; use fewer steps")
+        # The first entries fall together where steps are many; a level is visited once, which makes the run cheaper.
+        return np.unique(np.floor(np.linspace(0, np.sqrt(0.8 * T), steps) ** 2))[::-1].copy()
     root = np.linspace(np.sqrt(schedule.t_max), np.sqrt(schedule.t_min), steps)
     return _ends(schedule, root**2)
+
+
+def _not_one(steps: int, grid: str) -> None:
+    if steps == 1:
+        raise InputError("steps", 1, f"the {grid} grid of one step is the cleanest level; use --grid trailing")
 
 
 def _table(schedule: Schedule, grid: str) -> int:

@@ -13,8 +13,10 @@ Reference: Karras et al. 2022, table 1; Ho et al. 2020; Salimans & Ho 2022; Liu 
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -108,7 +110,7 @@ class Preconditioned(Denoiser):
         dtype = next(self.net.parameters()).dtype
         c_noise = self._time(t, level)
         if isinstance(c_noise, Tensor):
-            times = c_noise.to(dtype).reshape(-1)
+            times = c_noise.to(x.device, dtype).reshape(-1)
         else:
             times = torch.full((1,), float(c_noise), dtype=dtype, device=x.device)
         given = x
@@ -116,8 +118,8 @@ class Preconditioned(Denoiser):
             c_skip, c_out, c_in, _ = edm_scalings(level, self.sigma_data)
             given = x * spread(c_in / alpha, x)
         raw, taps = self.net.trace(given.to(dtype), times, cond, self._plan)  # type: ignore[operator]
-        if raw is None:
-            raw = given.new_zeros(given.shape)
+        if raw is None:  # the plan stops before the end; only its taps are wanted
+            raw = given.new_zeros(len(x), self.shape[0] * (2 if self.learned_variance else 1), *self.shape[1:])
         raw = raw.to(x.dtype)
         mix = None
         if self.learned_variance:
@@ -153,20 +155,18 @@ class Preconditioned(Denoiser):
 
     def check(self, times: Time) -> None:
         super().check(times)
-        if self.kind == "eps" and self.schedule.alpha(float(self.schedule.t_max)) == 0:
-            import numpy as np
-
-            top = float(np.max(np.asarray(times.detach().cpu() if isinstance(times, Tensor) else times)))
-            if self.schedule.alpha(top) == 0:
-                mend = "eps says nothing of x_0 where no signal is left; use a v- or x0-model, or start below"
-                raise InputError("time", top, mend)
+        if self.kind not in ("eps", "edm"):
+            return
+        values = np.asarray(times.detach().cpu() if isinstance(times, Tensor) else times, dtype=np.float64)
+        top = float(values.max())
+        if self.schedule.alpha(top) == 0:
+            mend = f"kind {self.kind} says nothing of x_0 where no signal is left; start below, or use v or x0"
+            raise InputError("time", top, mend)
 
     def null(self, cond: Cond) -> Cond:
         return self.net.null(cond)  # type: ignore[operator]
 
     def under(self, plan: Any) -> Preconditioned:
-        import copy
-
         self.net.check(plan)  # type: ignore[operator]
         view = copy.copy(self)
         view._plan = plan

@@ -26,16 +26,26 @@ def _ones(t: Time) -> Time:
     return t * 0.0 + 1.0
 
 
-def _log_expm1(x: Time) -> Time:
-    """log(exp(x) - 1) for x > 0 without overflow."""
-    xp = arithmetic(x)
-    return x + xp.log(-xp.expm1(-x))
+def _range(name: str, low: float, t_min: float, t_max: float, high: float = math.inf) -> None:
+    """Refuse a range of times that is empty or leaves (low, high]."""
+    if not low <= t_min < t_max <= high:
+        mend = f"{name} needs {low:g} <= t_min < t_max" + (f" <= {high:g}" if math.isfinite(high) else "")
+        raise InputError("t_min, t_max", (t_min, t_max), mend)
+
+
+def _linear_time(u: Time, beta_min: float, d: float) -> Time:
+    """t with t^2 d/2 + t beta_min = u, without cancellation; infinite where u is."""
+    if isinstance(u, Tensor):
+        return torch.where(u.isinf(), u, 2 * u / (beta_min + torch.sqrt(beta_min**2 + 2 * d * u)))
+    with np.errstate(invalid="ignore"):
+        t = np.where(np.isinf(u), u, 2 * u / (beta_min + np.sqrt(beta_min**2 + 2 * d * u)))
+    return t if isinstance(u, np.ndarray) else float(t)
 
 
 def _log1p_exp(x: Time) -> Time:
     """log(1 + exp(x)) without overflow."""
     if isinstance(x, Tensor):
-        return torch.nn.functional.softplus(x, threshold=1e9) if x.numel() == 0 else torch.logaddexp(x, x * 0.0)
+        return torch.logaddexp(x, torch.zeros_like(x))
     value = np.logaddexp(x, 0.0)
     return value if isinstance(x, np.ndarray) else float(value)
 
@@ -58,6 +68,9 @@ class VP(Schedule):
     def __init__(
         self, *, beta_min: float = 0.1, beta_max: float = 20.0, t_min: float = 1e-3, t_max: float = 1.0
     ) -> None:
+        _range("VP", 0.0, t_min, t_max)
+        if not 0 <= beta_min < beta_max:
+            raise InputError("beta_min, beta_max", (beta_min, beta_max), "need 0 <= beta_min < beta_max")
         self.beta_min, self.beta_max, self.t_min, self.t_max = beta_min, beta_max, t_min, t_max
 
     def _log_alpha(self, t: Time) -> Time:
@@ -72,10 +85,8 @@ class VP(Schedule):
         return xp.sqrt(-xp.expm1(2 * self._log_alpha(t)))
 
     def time(self, lam: Time) -> Time:
-        # -2 log alpha = log(1 + exp(-2 lam)) =: u;  u = t^2 d/2 + t beta_min, solved without cancellation.
-        u = _log1p_exp(-2 * double(lam))
-        d = self.beta_max - self.beta_min
-        return 2 * u / (self.beta_min + arithmetic(u).sqrt(self.beta_min**2 + 2 * d * u))
+        # -2 log alpha = log(1 + exp(-2 lam)) =: u = t^2 d/2 + t beta_min
+        return _linear_time(_log1p_exp(-2 * double(lam)), self.beta_min, self.beta_max - self.beta_min)
 
     def beta(self, t: Time) -> Time:
         """beta(t) = beta_min + t (beta_max - beta_min)."""
@@ -101,9 +112,8 @@ class SubVP(VP):
         lam = double(lam)
         xp = arithmetic(lam)
         r = xp.exp(-lam) / 2
-        u = 2 * xp.log(r + xp.sqrt(r * r + 1)) if not isinstance(lam, Tensor) else 2 * torch.asinh(r)
-        d = self.beta_max - self.beta_min
-        return 2 * u / (self.beta_min + xp.sqrt(self.beta_min**2 + 2 * d * u))
+        u = 2 * (xp.arcsinh(r) if xp is np else xp.asinh(r))
+        return _linear_time(u, self.beta_min, self.beta_max - self.beta_min)
 
     def rates(self, t: Time) -> tuple[Time, Time]:
         alpha, beta = self.alpha(t), self.beta(t)
@@ -125,19 +135,21 @@ class Cosine(Schedule):
     grid = "time"
 
     def __init__(self, *, s: float = 0.008, t_min: float = 1e-3, t_max: float = 0.9946) -> None:
+        _range("Cosine", 0.0, t_min, t_max, 1.0)
         self.s, self.t_min, self.t_max = s, t_min, t_max
-        self._phi0 = 0.5 * math.pi * s / (1 + s)
+        self._rate = 0.5 * math.pi / (1 + s)
+        self._phi0 = self._rate * s
 
     def _phi(self, t: Time) -> Time:
-        return (double(t) + self.s) * (0.5 * math.pi / (1 + self.s))
+        return double(t) * self._rate + self._phi0
 
     def alpha(self, t: Time) -> Time:
         return arithmetic(t).cos(self._phi(t)) / math.cos(self._phi0)
 
     def sigma(self, t: Time) -> Time:
         # 1 - cos^2 p/cos^2 p0 = sin(p - p0) sin(p + p0)/cos^2 p0: no cancellation near t = 0.
-        phi, xp = self._phi(t), arithmetic(t)
-        return xp.sqrt(abs(xp.sin(phi - self._phi0) * xp.sin(phi + self._phi0))) / math.cos(self._phi0)
+        past, xp = double(t) * self._rate, arithmetic(t)
+        return xp.sqrt(abs(xp.sin(past) * xp.sin(past + 2 * self._phi0))) / math.cos(self._phi0)
 
     def time(self, lam: Time) -> Time:
         log_alpha = -0.5 * _log1p_exp(-2 * double(lam))
@@ -146,11 +158,11 @@ class Cosine(Schedule):
         # acos loses digits near 1; the sine does not.
         sine = xp.sqrt(-xp.expm1(2 * log_alpha + 2 * math.log(math.cos(self._phi0))))
         phi = xp.arctan2(sine, alpha) if xp is not math else math.atan2(sine, alpha)
-        return phi / (0.5 * math.pi / (1 + self.s)) - self.s
+        t = (phi - self._phi0) / self._rate
+        return t.clamp_min(0) if isinstance(t, Tensor) else np.maximum(t, 0.0) if xp is np else max(t, 0.0)
 
     def rates(self, t: Time) -> tuple[Time, Time]:
-        rate = 0.5 * math.pi / (1 + self.s)
-        da = -arithmetic(t).sin(self._phi(t)) * rate / math.cos(self._phi0)
+        da = -arithmetic(t).sin(self._phi(t)) * self._rate / math.cos(self._phi0)
         return da, -self.alpha(t) * da / self.sigma(t)
 
 
@@ -168,6 +180,9 @@ class EDM(Schedule):
     grid = "karras"
 
     def __init__(self, *, t_min: float = 0.002, t_max: float = 80.0) -> None:
+        if not t_min > 0:
+            raise InputError("t_min", t_min, "EDM's smallest noise level is positive")
+        _range("EDM", 0.0, t_min, t_max)
         self.t_min, self.t_max = t_min, t_max
 
     def alpha(self, t: Time) -> Time:
@@ -200,6 +215,9 @@ class VE(Schedule):
     clean = -1.0
 
     def __init__(self, *, sigma_min: float = 0.01, sigma_max: float = 50.0, t_min: float = 1e-5) -> None:
+        _range("VE", 0.0, t_min, 1.0)
+        if not 0 < sigma_min < sigma_max:
+            raise InputError("sigma_min, sigma_max", (sigma_min, sigma_max), "need 0 < sigma_min < sigma_max")
         self.sigma_min, self.sigma_max, self.t_min, self.t_max = sigma_min, sigma_max, t_min, 1.0
         self._log_ratio = math.log(sigma_max / sigma_min)
 
@@ -212,7 +230,12 @@ class VE(Schedule):
         return value * (t > self.clean)
 
     def time(self, lam: Time) -> Time:
-        return (-double(lam) - math.log(self.sigma_min)) / self._log_ratio
+        lam = double(lam)
+        t = (-lam - math.log(self.sigma_min)) / self._log_ratio
+        if isinstance(t, Tensor):
+            return torch.where(lam == math.inf, self.clean, t)
+        t = np.where(lam == math.inf, self.clean, t)
+        return t if isinstance(lam, np.ndarray) else float(t)
 
     def rates(self, t: Time) -> tuple[Time, Time]:
         return 0.0 * _ones(double(t)), self.sigma(t) * self._log_ratio
@@ -232,6 +255,7 @@ class Flow(Schedule):
     grid = "time-to-clean"
 
     def __init__(self, *, t_min: float = 1e-5, t_max: float = 1.0) -> None:
+        _range("Flow", 0.0, t_min, t_max, 1.0)
         self.t_min, self.t_max = t_min, t_max
 
     def alpha(self, t: Time) -> Time:
@@ -336,7 +360,11 @@ class Discrete(Schedule):
     def __init__(
         self, *, betas: str | list[float] = "linear", T: int = 1000, zero_terminal_snr: bool = False
     ) -> None:
+        if T < 2:
+            raise InputError("T", T, "a table has at least 2 levels")
         table = beta_table(betas, T) if isinstance(betas, str) else np.asarray(betas, dtype=np.float64)
+        if table.ndim != 1 or len(table) < 2:
+            raise InputError("betas", tuple(table.shape), "a table is a list of at least 2 numbers")
         allow_one = betas == "jsd"
         bad = np.flatnonzero(~((table > 0) & (table < 1))[: -1 if allow_one else None])
         if bad.size:
@@ -354,18 +382,24 @@ class Discrete(Schedule):
             self._log_alpha_table = np.append(0.0, 0.5 * np.log(self.abar))
         self._on: dict[torch.device, Tensor] = {}
 
+    def _table(self, device: torch.device) -> Tensor:
+        if device not in self._on:
+            self._on[device] = torch.as_tensor(self._log_alpha_table, device=device)
+        return self._on[device]
+
     def _log_alpha(self, t: Time) -> Time:
         if isinstance(t, Tensor):
-            table = self._on.setdefault(t.device, torch.as_tensor(self._log_alpha_table, device=t.device))
-            at = (double(t) + 1).clamp(0, self.T)
+            table = self._table(t.device)
+            at = (double(t) + 1).clamp_min(0)
             low = at.floor().clamp(max=self.T - 1)
             a, b, w = table[low.long()], table[low.long() + 1], at - low
             return torch.where(w == 0, a, torch.where(w == 1, b, a + w * (b - a)))
-        at = np.asarray(double(t) + 1.0)
-        if (at == np.floor(at)).all():  # table entries exactly, -inf at a zero-SNR end included
-            value = self._log_alpha_table[at.astype(np.int64)]
-        else:
-            value = np.interp(at, np.arange(self.T + 1), self._log_alpha_table)
+        at = np.maximum(np.asarray(double(t) + 1.0), 0.0)
+        low = np.minimum(np.floor(at), self.T - 1).astype(np.int64)
+        a, b, w = self._log_alpha_table[low], self._log_alpha_table[low + 1], at - low
+        with np.errstate(invalid="ignore"):
+            # Entries exactly, -inf at a zero-SNR end included; beyond the last one the line goes on.
+            value = np.where(w == 0, a, np.where(w == 1, b, a + w * (b - a)))
         return value if isinstance(t, np.ndarray) else float(value)
 
     def alpha(self, t: Time) -> Time:
@@ -380,18 +414,34 @@ class Discrete(Schedule):
     def time(self, lam: Time) -> Time:
         log_alpha = -0.5 * _log1p_exp(-2 * double(lam))
         if isinstance(log_alpha, Tensor):
-            falling = torch.as_tensor(-self._log_alpha_table, device=log_alpha.device)
-            above = torch.searchsorted(falling, -log_alpha).clamp(1, self.T)
-            a, b = falling[above - 1], falling[above]
-            return (above - 2 + ((-log_alpha - a) / (b - a)).clamp(0, 1)).double()
-        t = np.interp(-np.asarray(log_alpha), -self._log_alpha_table, np.arange(self.T + 1) - 1.0)
-        return t if isinstance(lam, np.ndarray) else float(t)
+            table = self._table(log_alpha.device)
+            low = (torch.searchsorted(-table, -log_alpha) - 1).clamp(0, self.T - 1)
+            a, b = table[low], table[low + 1]
+            share = (log_alpha - a) / (b - a)
+            return torch.where(log_alpha == b, low + 0.0, low - 1 + share.nan_to_num(0.0) * (log_alpha != a))
+        value = np.asarray(log_alpha)
+        low_ = np.clip(np.searchsorted(-self._log_alpha_table, -value) - 1, 0, self.T - 1)
+        a_, b_ = self._log_alpha_table[low_], self._log_alpha_table[low_ + 1]
+        with np.errstate(invalid="ignore"):
+            # Beyond the last entry the line goes on, so that a level no model knows is seen to be one.
+            t = np.where(value == b_, low_, low_ - 1 + np.where(value == a_, 0.0, (value - a_) / (b_ - a_)))
+        return t.astype(np.float64) if isinstance(lam, np.ndarray) else float(t)
 
     def rates(self, t: Time) -> tuple[Time, Time]:
-        # Central difference of the interpolated log alpha over one entry: the table knows no derivative.
-        t = double(t)
-        low, high = t - 0.5, t + 0.5
-        high = high.clamp(max=self.t_max) if isinstance(high, Tensor) else np.minimum(high, self.t_max)
-        slope = (self._log_alpha(high) - self._log_alpha(low)) / (high - low)
-        alpha, sigma = self.alpha(t), self.sigma(t)
-        return slope * alpha, -slope * alpha**2 / sigma
+        # The slope of log alpha: of the interval that holds t, or at an entry the mean of the two beside it.
+        at = np.asarray(t.detach().cpu() if isinstance(t, Tensor) else t, dtype=np.float64) + 1
+        below = np.clip(np.ceil(at) - 1, 0, self.T - 1).astype(np.int64)
+        above = np.clip(np.floor(at), 0, self.T - 1).astype(np.int64)
+        with np.errstate(invalid="ignore"):
+            slopes = np.diff(self._log_alpha_table)
+        slope = 0.5 * (slopes[below] + np.where(np.isfinite(slopes[above]), slopes[above], slopes[below]))
+        alpha, sigma = np.asarray(self.alpha(at - 1)), np.asarray(self.sigma(at - 1))
+        with np.errstate(invalid="ignore"):
+            da, ds = slope * alpha, -slope * alpha**2 / sigma
+        # On the last step of a zero-SNR table log alpha has no slope; alpha itself has.
+        ends = ~np.isfinite(slope)
+        da = np.where(ends, -np.sqrt(self.abar[-2]), da)
+        ds = np.where(ends, 1 - np.sqrt(1 - self.abar[-2]), ds)
+        if isinstance(t, Tensor):
+            return torch.as_tensor(da, device=t.device), torch.as_tensor(ds, device=t.device)
+        return (da, ds) if isinstance(t, np.ndarray) else (float(da), float(ds))

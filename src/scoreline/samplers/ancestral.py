@@ -55,4 +55,4 @@ class Ancestral(Sampler):
     def step(self, denoiser: Denoiser, state: State, row: SimpleNamespace) -> State:
         assert state.noise is not None
         x = denoiser(state.x, row.t).combine(spread(row.a, state.x), spread(row.b, state.x))
-        return state._replace(x=x.add_(state.noise.normal(row.i + 1) * spread(row.std, x)))
+        return state._replace(x=x + state.noise.normal(row.i + 1) * spread(row.std, x))

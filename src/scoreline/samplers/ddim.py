@@ -54,5 +54,5 @@ class DDIM(Sampler):
         x = post.combine(spread(row.a, state.x), spread(row.b, state.x))
         if self.stochastic:
             assert state.noise is not None
-            x = x.add_(state.noise.normal(row.i + 1) * spread(row.std, x))
+            x = x + state.noise.normal(row.i + 1) * spread(row.std, x)
         return state._replace(x=x)

@@ -90,7 +90,7 @@ class DDPM(Sampler):
                     mend = "this model learned no variance; use variance='small' or 'large'"
                     raise InputError("variance", "learned", mend)
                 log_variance = learned_log_variance(post.mix, row.log_large, row.log_small)
-                x = x.addcmul_(noise, (0.5 * log_variance).exp())
+                x = x.addcmul(noise, (0.5 * log_variance).exp())
             else:
-                x = x.add_(noise, alpha=row.std)
+                x = x.add(noise, alpha=row.std)
         return state._replace(x=x)

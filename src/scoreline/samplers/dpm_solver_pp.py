@@ -59,7 +59,7 @@ def third_order(h: float, h1: float, h2: float, *, variant: str = "paper") -> tu
 class _Multistep(Sampler):
     """Rows and step that both orders share."""
 
-    order: int
+    depth: int
     variant: str = "paper"
 
     def coefficients(self, schedule: Schedule, times: Any) -> Rows:
@@ -69,7 +69,7 @@ class _Multistep(Sampler):
         weights = np.zeros((steps, 3))
         orders = np.ones(steps)
         for i in range(steps):
-            known = [g for g in gaps[max(i - self.order + 1, 0) : i][::-1] if np.isfinite(g)]
+            known = [g for g in gaps[max(i - self.depth + 1, 0) : i][::-1] if np.isfinite(g)]
             if not np.isfinite(gaps[i]) or not known:
                 # From a level without signal, or to the clean end: exact for constant D, nothing better is defined.
                 weights[i, 0] = np.nan
@@ -90,13 +90,13 @@ class _Multistep(Sampler):
         post = denoiser(state.x, row.t)
         if row.w1 == 0:
             x = post.combine(row.a, row.w0)
-            return State(x, state.noise, (post.mean, *state.memory)[: self.order - 1] if row.more else ())
+            return State(x, state.noise, (post.mean, *state.memory)[: self.depth - 1] if row.more else ())
         D0 = post.mean
         x = (state.x * row.a).add_(D0, alpha=row.w0).add_(state.memory[0], alpha=row.w1)
         if row.w2:
             x = x.add_(state.memory[1], alpha=row.w2)
         memory: tuple[Tensor, ...] = (D0, *state.memory)
-        return State(x, state.noise, memory[: self.order - 1])
+        return State(x, state.noise, memory[: self.depth - 1])
 
 
 @recorded
@@ -107,7 +107,7 @@ class DPMSolverPP2M(_Multistep):
         steps, nfe, grid: see :class:`scoreline.core.sampler.Sampler`.
     """
 
-    order = 2
+    order = depth = 2
     min_steps = 3
 
 
@@ -120,7 +120,8 @@ class DPMSolverPP3M(_Multistep):
         steps, nfe, grid: see :class:`scoreline.core.sampler.Sampler`.
     """
 
-    order = 3
+    order: int | None = 3
+    depth = 3
     min_steps = 4
 
     def __init__(
@@ -135,3 +136,5 @@ class DPMSolverPP3M(_Multistep):
         if variant not in ("paper", "released"):
             raise unknown_name("variant", variant, ("paper", "released"))
         self.variant = variant
+        if variant == "released":
+            self.order = 2

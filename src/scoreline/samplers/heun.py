@@ -14,6 +14,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from scoreline.core.artefact import recorded
 from scoreline.core.denoiser import Denoiser, affine
@@ -52,8 +54,10 @@ class Heun(Sampler):
         grid: str | None = None,
     ) -> None:
         super().__init__(steps=steps, nfe=nfe, grid=grid)
-        if s_churn < 0:
-            raise InputError("s_churn", s_churn, "must not be negative")
+        if not s_churn >= 0:
+            raise InputError("s_churn", s_churn, "must be 0 or more")
+        if not s_min <= s_max:
+            raise InputError("s_min, s_max", (s_min, s_max), "need s_min <= s_max")
         self.s_churn, self.s_min, self.s_max, self.s_noise = s_churn, s_min, s_max, s_noise
         self.rising = not s_churn
         if s_churn:
@@ -64,28 +68,29 @@ class Heun(Sampler):
 
     def coefficients(self, schedule: Schedule, times: Any) -> Rows:
         need_signal(schedule, times, "Heun")
+        xp: Any = torch if isinstance(times, Tensor) else np
         t, s = times[:-1], times[1:]
-        level = scaled_levels(schedule, t)
-        gamma = min(self.s_churn / len(t), math.sqrt(2) - 1) * ((level >= self.s_min) & (level <= self.s_max))
+        level, up, churn = scaled_levels(schedule, t), t, t * 0.0
         if self.s_churn:
+            gamma = level * 0.0 + min(self.s_churn / len(t), math.sqrt(2) - 1)
+            gamma = gamma * ((level >= self.s_min) & (level <= self.s_max))
             # The raised level passes through the model's rounding, as in the released code.
-            up = schedule.snap(schedule.time(-np.log(np.asarray(level * (1 + gamma)))))
-            up = np.where(gamma > 0, np.maximum(up, t), t)
-        else:
-            up = t
-        raised = scaled_levels(schedule, up)
-        churn = np.sqrt(np.maximum(raised**2 - level**2, 0.0)) if self.s_churn else level * 0.0
+            raised = schedule.snap(schedule.time(-xp.log(level * (1 + gamma))))
+            up = xp.where(gamma > 0, xp.maximum(raised, t), t)
+            churn = xp.sqrt(xp.clip(scaled_levels(schedule, up) ** 2 - level**2, 0, None)) * self.s_noise
         at, au, as_ = schedule.alpha(t), schedule.alpha(up), schedule.alpha(s)
-        h = as_ * (scaled_levels(schedule, s) - raised)
+        noisy = s > schedule.clean
         return Rows(
             times,
             up=up,
             lift=au / at,
-            churn=au * churn * self.s_noise,
+            churn=au * churn,
             a=as_ / au,
-            h=h,
-            # With per-image times all images reach the clean end together, on the last step.
-            second=[bool(np.all(np.asarray(v) > schedule.clean)) for v in s],
+            h=as_ * (scaled_levels(schedule, s) - scaled_levels(schedule, up)),
+            # An image that goes to the clean end takes the Euler step; beside it others may take the second stage.
+            half=0.5 * as_ * (scaled_levels(schedule, s) - scaled_levels(schedule, up)) * noisy,
+            at=xp.where(noisy, s, up),
+            second=noisy if noisy.ndim == 1 else noisy.any(1).tolist(),
         )
 
     def step(self, denoiser: Denoiser, state: State, row: SimpleNamespace) -> State:
@@ -93,13 +98,10 @@ class Heun(Sampler):
         if self.stochastic:
             assert state.noise is not None
             # One draw is consumed every step, churned or not, so that settings do not shift the stream.
-            noise = state.noise.normal(row.i + 1)
-            if row.churn:
-                x = affine(row.lift, x, row.churn, noise)
-        a, h = spread(row.a, x), spread(row.h, x)
+            x = affine(spread(row.lift, x), x, spread(row.churn, x), state.noise.normal(row.i + 1))
         eps = denoiser(x, row.up).eps
-        ahead = affine(a, x, h, eps)
+        ahead = affine(spread(row.a, x), x, spread(row.h, x), eps)
         if row.second:
-            half = denoiser(ahead, row.s).combine(0.0, 0.0, h / 2)
-            ahead = ahead.add_(half).sub_(eps * (h / 2))
+            half = spread(row.half, x)
+            ahead = ahead + denoiser(ahead, row.at).combine(0.0, 0.0, half) - eps * half
         return state._replace(x=ahead)

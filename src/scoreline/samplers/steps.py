@@ -4,9 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-import torch
-
 from scoreline.core.errors import InputError
 from scoreline.core.schedule import Schedule, arithmetic
 
@@ -25,9 +22,11 @@ def eta_step(schedule: Schedule, t: Array, s: Array, eta: float) -> tuple[Array,
     """
     xp = arithmetic(t)
     at, st, as_, ss = schedule.alpha(t), schedule.sigma(t), schedule.alpha(s), schedule.sigma(s)
+    if not eta:
+        return ss / st, as_ - at * ss / st, ss * 0.0
     ratio = at * ss / (as_ * st)
-    std = eta * ss * xp.sqrt(xp.clip(1 - ratio * ratio, 0, None)) if eta else ss * 0.0
-    along = xp.sqrt(xp.clip(ss * ss - std * std, 0, None)) / st if eta else ss / st
+    std = eta * ss * xp.sqrt(xp.clip(1 - ratio * ratio, 0, None))
+    along = xp.sqrt(xp.clip(ss * ss - std * std, 0, None)) / st
     return along, as_ - at * along, std
 
 
@@ -54,9 +53,8 @@ def scaled_levels(schedule: Schedule, t: Array) -> Array:
 
 
 def need_signal(schedule: Schedule, times: Array, who: str) -> None:
-    """Refuse a start at which nothing is left of the image, where sigma/alpha is infinite."""
-    start = schedule.alpha(times[:1])
-    if bool((start <= 0).any()):
-        first = times[0] if np.ndim(times) == 1 else torch.as_tensor(times[0]).max()
-        mend = f"{who} works in sigma/alpha, which is infinite there; start below, or use ddim, euler or dpm-solver++2m"
-        raise InputError("time", float(first), mend)
+    """Refuse times at which nothing is left of the image, where sigma/alpha is infinite."""
+    gone = schedule.alpha(times) <= 0
+    if bool(gone.any()):
+        mend = f"{who} works in sigma/alpha, which is infinite there; stay below, or use ddim, euler or dpm-solver++2m"
+        raise InputError("time", float(times[gone].flatten()[0]), mend)
