@@ -1,0 +1,1 @@
+"""What the papers promise, measured again: one module a claim, the engine that runs them, and the stored results."""
