@@ -21,6 +21,8 @@ VERBS = {
     "claims": "re-measure what a paper promises",
 }
 
+_RESUMED = {"compare", "sample", "train", "claims"}
+
 _HELP = """scoreline makes image generators fast and proves that they are still good.
 
 Try first:
@@ -33,7 +35,7 @@ usage: scoreline VERB [options]      scoreline VERB --help shows a verb's option
 {verbs}
 
 options of every verb:
-  --json      print the result as JSON
+  --json      print the result as JSON, and nothing else
   --debug     show the traceback of an error
   --version   (without a verb) print the version
 """
@@ -62,10 +64,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         # The reader of our output went away (`| head`); what is left to write goes nowhere.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except SystemExit as end:
+        return int(end.code or 0)
     except KeyboardInterrupt:
         if debug:
             raise
-        return _fail("stopped; the same command goes on where it was", 1)
+        return _fail("stopped" + ("; the same command goes on from here" if args[0] in _RESUMED else ""), 1)
     except Exception as error:
         if debug:
             raise
@@ -75,6 +79,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _fail(str(error), error.exit_code)
         if isinstance(error, OSError):
             return _fail(f"{error.filename or 'file'}: {error.strerror or error}", 1)
+        if isinstance(error, MemoryError) or "out of memory" in str(error) or "can't allocate memory" in str(error):
+            return _fail("out of memory; try a smaller --batch-size", 1)
         return _fail(f"{type(error).__name__}: {error} (a bug in scoreline? run again with --debug)", 1)
 
 
@@ -88,45 +94,37 @@ def _run(verb: str, args: list[str], typed: list[str]) -> int:
 
     if verb not in VERBS:
         raise unknown_name("verb", verb, VERBS)
+    import inspect
+    import shlex
+
+    from scoreline.cli.options import parse
+
     module = importlib.import_module(f"scoreline.cli.{verb}")
-    settings = _parse(verb, module.run, args)
-    as_json = settings.pop("json", False)
+    settings = parse(verb, module.run, args, getattr(module, "EXAMPLE", ""))
+    as_json = settings.pop("json")
+    settings.pop("debug")
     if getattr(module, "TAKES_COMMAND", False):
-        settings["command"] = " ".join(["scoreline", *typed])
+        settings["command"] = shlex.join(["scoreline", *typed])
     if getattr(module, "TAKES_QUIET", False):
         settings["quiet"] = as_json
-    result = module.run(**settings)
+    parameters = inspect.signature(module.run).parameters.values()
+    placed = [settings.pop(p.name) for p in parameters if p.kind is p.POSITIONAL_ONLY]
+    result = module.run(*placed, **settings)
     if as_json:
         import json
 
-        print(json.dumps(result, indent=1, default=str))
+        print(json.dumps(_plain(result), indent=1, default=str, allow_nan=False))
     else:
         module.show(result)
     return int(getattr(module, "exit_code", lambda result: 0)(result))
 
 
-def _parse(verb: str, function: Any, args: list[str]) -> dict[str, Any]:
-    from jsonargparse import ArgumentParser
+def _plain(value: Any) -> Any:
+    """JSON knows no NaN and no infinity: they become null."""
+    import math
 
-    from scoreline.core.errors import InputError, unknown_name
-
-    parser = ArgumentParser(prog=f"scoreline {verb}", exit_on_error=False, description=VERBS[verb], default_env=False)
-    # What main() knows by itself is no option of a verb.
-    hidden: set[str | int] = {"command", "quiet"}
-    parser.add_function_arguments(function, as_group=False, as_positional=True, skip=hidden)
-    parser.add_argument("--json", action="store_true", help="print the result as JSON")
-    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    options = [option for action in parser._actions for option in action.option_strings]
-    for arg in args:
-        name = arg.split("=", 1)[0]
-        if name.startswith("--") and name != "--" and name not in options and name.split(".")[0] not in options:
-            raise unknown_name(f"option of scoreline {verb}", name, options)
-    try:
-        values = parser.parse_args(args)
-    except Exception as error:
-        lines = [line for line in str(error).splitlines() if line.strip()]
-        text = lines[0] if lines else type(error).__name__
-        raise InputError(f"scoreline {verb}", None, f"{text} (see scoreline {verb} --help)") from None
-    settings = values.as_dict()
-    settings.pop("debug", None)
-    return settings
+    if isinstance(value, dict):
+        return {str(key): _plain(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(entry) for entry in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

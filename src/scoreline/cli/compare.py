@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 TAKES_COMMAND = TAKES_QUIET = True
+EXAMPLE = "scoreline compare digits --samplers heun,ddim --nfe 5,10,20 --out demo"
 
 
 def numbers(text: str, thing: str) -> list[int]:
@@ -36,7 +37,7 @@ def run(
     clip: bool = False,
     labels: str | None = None,
     data: str | None = None,
-    features: str = "auto",
+    features: Literal["auto", "digits", "inception-2015", "pixels"] = "auto",
     command: str = "",
     quiet: bool = False,
 ) -> dict[str, Any]:
@@ -47,7 +48,7 @@ def run(
         samplers: names, separated by commas; settings follow a name as ddim:eta=1:grid=leading.
         nfe: budgets of network evaluations per image, separated by commas.
         out: folder for the report; run again, the same command goes on where it stopped.
-        seeds: one set of images each, for the error bars.
+        seeds: seeds, separated by commas or as a range 0:3; each makes one set of images, for the error bars.
         count: images a seed.
         pairs: how many of them are compared with the converged ODE, image by image.
         batch_size: images a batch.
@@ -55,21 +56,18 @@ def run(
         clip: keep the predicted clean image in [-1, 1].
         labels: classes to ask for, as 0,1,7; none for no class; nothing for all in turn.
         data: reference data set; nothing takes the one in the model's card.
-        features: auto, digits, inception-2015 or pixels.
+        features: feature network; auto takes digits for 8x8 grey images and inception-2015 elsewhere.
     """
     from scoreline.core.errors import InputError
-    from scoreline.core.load import load
     from scoreline.evaluate.compare import compare
-    from scoreline.evaluate.specs import parse_labels
     from scoreline.report import write_report
 
     names = [name.strip() for name in samplers.split(",") if name.strip()]
     if not names:
         raise InputError("samplers", samplers, "give at least one")
-    chosen = parse_labels(labels, load(model).num_classes) if labels is not None else None
     results = compare(
         model, names, numbers(nfe, "nfe"), out, seeds=numbers(seeds, "seeds"), count=count, pairs=pairs,
-        batch_size=batch_size, guidance=guidance, clip=clip, labels=chosen, data=data, features=features,
+        batch_size=batch_size, guidance=guidance, clip=clip, labels=labels, data=data, features=features,
         command=command, quiet=quiet,
     )  # fmt: skip
     results["files"] = [str(path) for path in write_report(results, out)]
@@ -77,13 +75,12 @@ def run(
 
 
 def show(results: dict[str, Any]) -> None:
-    from rich.console import Console
-
+    from scoreline.cli.terminal import console
     from scoreline.report import text_table
 
-    console = Console()
-    console.print(text_table(results))
+    screen = console()
+    screen.print(text_table(results))
     for warning in results["warnings"]:
-        console.print(f"note: {warning}", highlight=False)
-    report = next((path for path in results["files"] if path.endswith("report.html")), None)
-    console.print(f"report: {report}", highlight=False)
+        screen.print(f"note: {warning}", markup=False)
+    report = next(path for path in results["files"] if path.endswith("report.html"))
+    screen.print(f"report: {report}", markup=False, soft_wrap=True)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+EXAMPLE = "scoreline data digits --out digits.png"
+
 
 def run(
     source: str,
@@ -20,7 +22,7 @@ def run(
         split: train, test, ...; nothing reads all.
         size: resize the shorter side to this and cut the middle square.
         channels: 1 for grey, 3 for RGB; nothing to see from the images.
-        on_bad_image: error, or skip to leave bad pictures out and list them.
+        on_bad_image: what a broken picture does: error stops, skip leaves it out and lists it.
         out: PNG file for the grid.
     """
     from scoreline.data.summary import summarise
@@ -29,18 +31,26 @@ def run(
 
 
 def show(result: dict[str, Any]) -> None:
-    from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
+
+    from scoreline.cli.terminal import console
 
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
     for key, value in result.items():
         if key == "skipped" and value:
-            value = "\n".join(f"{item['name']}: {item['reason']}" for item in value)
+            shown = "\n".join(f"{item['name']}: {item['reason']}" for item in value)
         elif isinstance(value, dict):
-            value = "  ".join(f"{k}: {v}" for k, v in value.items())
+            shown = "  ".join(f"{k}: {v}" for k, v in value.items())
         elif isinstance(value, (list, tuple)):
-            value = " x ".join(map(str, value)) if key == "shape" else ", ".join(map(str, value))
-        elif isinstance(value, float):
-            value = f"{value:.4g}"
-        table.add_row(key.replace("_", " "), "none" if value in (None, "") else str(value))
-    Console().print(table)
+            shown = (" x " if key == "shape" else " to " if key == "range" else ", ").join(map(_word, value))
+        else:
+            shown = _word(value)
+        table.add_row(key.replace("_", " "), Text(shown or "none"))
+    console().print(table)
+
+
+def _word(value: Any) -> str:
+    return "none" if value is None or value == "" else f"{value:.4g}" if isinstance(value, float) else str(value)

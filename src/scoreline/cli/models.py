@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 
-def run(name: str | None = None) -> list[dict[str, Any]]:
+def run(name: str | None = None, /) -> list[dict[str, Any]]:
     """The models that come with scoreline, or the card of one.
 
     Args:
@@ -25,17 +25,23 @@ def run(name: str | None = None) -> list[dict[str, Any]]:
 
 
 def show(result: list[dict[str, Any]]) -> None:
-    from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
-    console = Console()
+    from scoreline.cli.terminal import console
+
+    screen = console()
+    if not result:
+        screen.print("no models came with this installation")
     for row in result:
         table = Table(title=row["name"], title_justify="left", show_header=False, box=None, padding=(0, 2, 0, 2))
+        table.add_column(no_wrap=True)
+        table.add_column(overflow="fold")
         for key, value in row.items():
-            if key == "name":
+            if key == "name" or value is None:
                 continue
             if isinstance(value, dict):
                 value = "\n".join(f"{k}: {v}" for k, v in value.items())
-            table.add_row(key.replace("_", " "), str(value))
-        console.print(table)
-        console.print()
+            table.add_row(key.replace("_", " "), Text(str(value)))
+        screen.print(table)
+        screen.print()

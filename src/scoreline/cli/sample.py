@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 TAKES_QUIET = True
+EXAMPLE = "scoreline sample digits --sampler heun --nfe 9 --seeds 0:64 --out images"
 
 
 def run(
@@ -19,8 +20,8 @@ def run(
     guidance: float | None = None,
     clip: bool = False,
     batch_size: int = 250,
-    device: str = "auto",
-    dtype: str = "float32",
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto",
+    dtype: Literal["float32", "float64"] = "float32",
     quiet: bool = False,
 ) -> dict[str, Any]:
     """Make images of a model; image i is the same picture in any batch. Run again, what is there is kept.
@@ -28,17 +29,17 @@ def run(
     Args:
         model: built-in name (see `scoreline models`) or path of a .safetensors artefact.
         sampler: name, with settings as ddim:eta=1:grid=leading.
-        nfe: budget of network evaluations per image; give this or steps (default: 35 evaluations).
-        steps: number of noise levels.
-        seeds: image numbers, as 0:64 or 3,5,8.
+        nfe: budget of network evaluations per image; give this or steps; nothing takes 35.
+        steps: number of noise levels, instead of nfe.
+        seeds: image numbers, as 0:64 (0 to 63) or 3,5,8.
         noise_seed: seed of the noise source that the numbers index.
         out: folder for PNGs named by number in folders of a thousand, or a file ending in .npz (arr_0, uint8 NHWC).
         labels: classes to ask for, as 0,1,7; none for no class; nothing for all in turn.
         guidance: strength s of classifier-free guidance; it doubles the evaluations.
         clip: keep the predicted clean image in [-1, 1].
         batch_size: images a batch; the pictures do not depend on it.
-        device: auto, cpu, cuda or mps.
-        dtype: float32 or float64, of the sampler's state.
+        device: where to run; auto takes CUDA or MPS where there is one.
+        dtype: precision of the sampler's state.
     """
     from scoreline.cli.compare import numbers
     from scoreline.evaluate.sampling import sample_to
@@ -51,5 +52,7 @@ def run(
 
 
 def show(result: dict[str, Any]) -> None:
-    spent = f"{result['nfe']:g} network evaluations each" if result["made"] else "all of them were there already"
-    print(f"{result['count']} images in {result['out']} ({result['made']} made now, {spent})")
+    count, made = result["count"], result["made"]
+    there = "" if made == count else "all were there already" if made == 0 else f"{count - made} were there already"
+    spent = f"{result['nfe']:g} network evaluations each" if made else ""
+    print(f"{count} images in {result['out']} ({', '.join(part for part in (spent, there) if part)})")

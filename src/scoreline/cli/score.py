@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 TAKES_QUIET = True
+EXAMPLE = "scoreline score --real digits --generated images --features pixels"
 
 
 def run(
+    *,
     real: str,
     generated: str,
-    features: str = "auto",
-    metrics: str = "fd,kid,prdc",
+    features: Literal["auto", "digits", "inception-2015", "pixels"] = "auto",
+    metrics: str | None = None,
     real_split: str | None = None,
     generated_split: str | None = None,
     size: int | None = None,
@@ -25,9 +27,10 @@ def run(
     Args:
         real: the reference: a data set's name, a folder, an array file, or saved statistics (.npz with mu and sigma).
         generated: the images that are judged: likewise.
-        features: auto (digits for 8x8 grey images, inception-2015 elsewhere), digits, inception-2015 or pixels.
-        metrics: of fd, kid, prdc, is, fd-infinity, separated by commas.
-        real_split: split of the real set; digits are scored against their test split.
+        features: feature network; auto takes digits for 8x8 grey images and inception-2015 elsewhere.
+        metrics: of fd, kid, prdc, is, fd-infinity, separated by commas; nothing takes fd,kid,prdc, or fd where only
+            statistics are given.
+        real_split: split of the real set; nothing takes all of it, of digits the test split.
         generated_split: split of the generated set.
         size: resize and crop both sets to this before anything else.
         batch_size: images a batch.
@@ -36,31 +39,36 @@ def run(
     """
     from scoreline.evaluate.scoring import score_sets
 
+    chosen = None if metrics is None else [m.strip() for m in metrics.split(",") if m.strip()]
     return score_sets(
-        real, generated, features=features, metrics=[m.strip() for m in metrics.split(",") if m.strip()],
+        real, generated, features=features, metrics=chosen,
         real_split=real_split, generated_split=generated_split, size=size, batch_size=batch_size,
         save_statistics=save_statistics, seed=seed, quiet=quiet,
     )  # fmt: skip
 
 
 def show(result: dict[str, Any]) -> None:
-    from rich.console import Console
     from rich.table import Table
 
-    console = Console()
+    from scoreline.cli.terminal import console
+
+    screen = console()
     table = Table(box=None, padding=(0, 2, 0, 0))
-    table.add_column("score")
-    table.add_column("value", justify="right")
-    table.add_column("95 % interval", justify="right")
+    for title in ("score", "value", "95 % interval", "floor", "better"):
+        table.add_column(title, justify="left" if title in ("score", "better") else "right")
     for score in result["scores"]:
         interval = score["interval"]
-        shown = "" if interval is None else f"{interval['low']:.4g} to {interval['high']:.4g}"
-        value = score["value"]
-        table.add_row(score["name"], value if isinstance(value, str) else f"{value:.4g}", shown)
-    console.print(table)
+        shown = "" if interval is None else f"{_number(interval['low'])} to {_number(interval['high'])}"
+        floor = result["floor"].get(score["name"])
+        better = "higher" if score["higher_is_better"] else "lower"
+        table.add_row(score["name"], _number(score["value"]), shown, "" if floor is None else _number(floor), better)
+    screen.print(table)
     if result["floor"]:
-        floors = ", ".join(f"{name} {value:.4g}" for name, value in result["floor"].items())
-        console.print(f"floor (independent real images, same count): {floors}", highlight=False)
+        screen.print("floor: the same distance for independent real images, as many as were generated")
     for warning in result["warnings"]:
-        console.print(f"note: {warning}", highlight=False)
-    console.print(f"protocol: {result['protocol']}", highlight=False, soft_wrap=True)
+        screen.print(f"note: {warning}", markup=False)
+    screen.print(f"protocol: {result['protocol']}", markup=False, soft_wrap=True)
+
+
+def _number(value: float | str) -> str:
+    return value if isinstance(value, str) else f"{value:.4g}"

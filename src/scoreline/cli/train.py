@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 TAKES_COMMAND = TAKES_QUIET = True
+EXAMPLE = "scoreline train digits --steps 1000 --out runs/try"
 
 
 def run(
@@ -15,8 +16,8 @@ def run(
     lr: float | None = None,
     seed: int | None = None,
     data: str | None = None,
-    device: str = "auto",
-    dtype: str = "float32",
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto",
+    dtype: Literal["float32", "bf16", "fp16"] = "float32",
     accumulate: int = 1,
     checkpoint_every: int = 500,
     sample_every: int | None = None,
@@ -33,10 +34,10 @@ def run(
         steps: training steps instead of the config's.
         batch_size: images a step, instead of the config's.
         lr: peak learning rate instead of the config's.
-        seed: instead of the config's.
+        seed: seed instead of the config's.
         data: data set instead of the config's.
-        device: auto, cpu, cuda or mps.
-        dtype: float32, bf16, or fp16 on CUDA.
+        device: where to run; auto takes CUDA or MPS where there is one.
+        dtype: precision; fp16 on CUDA only.
         accumulate: parts into which a batch is cut, to save memory.
         checkpoint_every: steps between checkpoints.
         sample_every: steps between sample grids; nothing takes the config's.

@@ -9,6 +9,9 @@ from __future__ import annotations
 import datetime
 import hashlib
 import json
+import math
+import shlex
+import warnings as python_warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +24,7 @@ from torch import Tensor
 import scoreline
 from scoreline.core.cost import count_macs, machine, measured
 from scoreline.core.denoiser import Denoiser
-from scoreline.core.errors import InputError
+from scoreline.core.errors import ArtefactError, InputError
 from scoreline.core.files import atomic_path, write_json
 from scoreline.core.load import load
 from scoreline.core.noise import Noise
@@ -31,7 +34,7 @@ from scoreline.data.grid import picture_grid, write_png
 from scoreline.evaluate.ledger import Ledger
 from scoreline.evaluate.progress import progress
 from scoreline.evaluate.protocols import FrechetProtocol, features_of, pick_encoder
-from scoreline.evaluate.specs import guided, labels_for, make_sampler, parse_spec
+from scoreline.evaluate.specs import check_fit, guided, labels_for, make_sampler, parse_labels, parse_spec
 from scoreline.metrics.intervals import mean_interval
 from scoreline.nn.features import Pixels
 
@@ -98,10 +101,10 @@ def arms_of(model: Denoiser, samplers: Sequence[str], budgets: Sequence[int]) ->
         for budget in sorted(set(budgets)):
             sampler = make_sampler(spec, nfe=budget)
             try:
-                nfe = sampler.cost(sampler.plan(model.evaluations)) * model.evaluations
-                sampler.coefficients(model.schedule, sampler.times(model.schedule, model.evaluations))
+                nfe = check_fit(sampler, model)
             except InputError as error:
-                warnings.append(f"{spec} at {budget} evaluations is left out: {error}")
+                reason = error.mend if error.thing == "nfe" else str(error)
+                warnings.append(f"{spec} at {budget} evaluations is left out: {reason}")
                 continue
             if any(arm.spec == spec and arm.nfe == nfe for arm in arms):
                 warnings.append(f"{spec} at {budget} evaluations is the same run as at a smaller budget ({nfe} spent)")
@@ -124,7 +127,7 @@ def compare(
     batch_size: int = 500,
     guidance: float | None = None,
     clip: bool = False,
-    labels: list[int] | None = None,
+    labels: str | None = None,
     data: str | None = None,
     features: str = "auto",
     command: str = "",
@@ -143,7 +146,7 @@ def compare(
         batch_size: images a batch.
         guidance: s of classifier-free guidance, None or 1 for none.
         clip: keep the predicted clean image in [-1, 1].
-        labels: classes asked for in turn; None takes all.
+        labels: classes asked for in turn, as `0,1,7`, or `none`; None takes all.
         data: reference data set, None for the one in the model's card.
         features: feature network, see `pick_encoder`.
         command: what the user typed, for the record.
@@ -164,16 +167,27 @@ def compare(
     source = data or card.get("data")
     if source is None:
         raise InputError("data", None, "the model's card names no data set; give --data")
-    if count < 2 or not seeds:
-        raise InputError("count", count, "needs at least 2 images a seed and one seed")
+    chosen = parse_labels(labels, bare.num_classes)
+    if count < 2:
+        raise InputError("count", count, "a Frechet distance needs at least 2 images a seed")
+    for thing, value in (("pairs", pairs), ("batch_size", batch_size)):
+        if value < 1:
+            raise InputError(thing, value, "must be 1 or more")
+    if not seeds or len(set(seeds)) < len(seeds) or min(seeds) < 0:
+        raise InputError("seeds", list(seeds), "give distinct numbers from 0 on")
     split = "test" if source == "digits" else None
     reference = load_images(source, split=split)
-    if reference.shape != tuple(model.decode(torch.zeros(1, *model.shape)).shape[1:]):
-        raise InputError("data", source, f"has shape {reference.shape}, the model makes {tuple(model.shape)}")
-    how = "none" if model.num_classes is None else "labels-uniform" if labels is None else f"labels:{labels}"
+    made = tuple(model.decode(torch.zeros(1, *model.shape)).shape[1:])
+    if reference.shape != made:
+        raise InputError("data", source, f"holds images of shape {reference.shape}, the model makes {made}")
+    how = "none" if model.num_classes is None else "labels-uniform" if chosen is None else f"labels:{labels}"
     scorers = [FrechetProtocol(pick_encoder(features, reference), reference, split=split or "", conditions=how)]
     if not isinstance(scorers[0].encoder, Pixels):
         scorers.append(FrechetProtocol(Pixels(reference.shape), reference, split=split or "", conditions=how))
+    for scorer in scorers:
+        if count <= scorer.encoder.dim:
+            size = f"{count} images a seed, but {scorer.encoder.dim} features"
+            warnings.append(f"{scorer.name(count)}: {size}: such a distance is far too high; raise --count")
     pairs = min(pairs, count)
 
     folder = Path(out)
@@ -187,22 +201,26 @@ def compare(
     with progress("compare", units, quiet=quiet) as advance:
         exact = {}
         for seed in seeds:
-            exact[seed] = _stored_reference(folder, model, seed, pairs, labels, batch_size)
+            exact[seed] = _stored_reference(folder, model, seed, pairs, chosen, batch_size)
             advance(pairs * converged_sampler(model).cost(REFERENCE_STEPS), f"converged ODE, seed {seed}")
         for arm in arms:
             for seed in seeds:
                 key = _key(arm, seed)
                 if key not in ledger:
-                    ledger.add(key, **_run(model, arm, seed, count, labels, batch_size, scorers, exact[seed], folder))
+                    ledger.add(key, **_run(model, arm, seed, count, chosen, batch_size, scorers, exact[seed], folder))
                 advance(count * arm.nfe, f"{arm.name}, seed {seed}")
         real = reference.batch(range(min(PICTURES, len(reference)))).image
-        write_png(_made(folder / "pictures") / "real.png", picture_grid(real, columns=10))
-        write_png(folder / "pictures" / "reference.png", picture_grid(exact[seeds[0]][:PICTURES], columns=10))
-    rows = [_arm_result(arm, ledger, seeds, scorers, count, model_name, guidance) for arm in arms]
+        write_png(folder / "pictures" / "real.png", picture_grid(real, columns=10))
+        write_png(folder / "pictures" / "converged.png", picture_grid(exact[seeds[0]][:PICTURES], columns=10))
+    shared = ["--seeds", f"0:{count}", "--noise-seed", str(seeds[0])]
+    shared += [] if guidance is None else ["--guidance", f"{guidance:g}"]
+    shared += [] if labels is None else ["--labels", labels]
+    shared += ["--clip"] if clip else []
+    names = ["ode-rmse", *(s.name(count) for s in scorers)]
+    rows = [_arm_result(arm, ledger, seeds, names, ["scoreline", "sample", model_name], shared) for arm in arms]
     macs = model_macs(bare)
     for row in rows:
         row["macs"] = int(row["nfe"] * macs)
-    names = [s.name(count) for s in scorers]
     independent = load_images(source, split="train") if source == "digits" else None
     results = {
         "format": "scoreline/compare/1",
@@ -236,12 +254,12 @@ def compare(
                     "title": _title(name, count), "unit": "", "higher_is_better": False, "log": True,
                     "floor": None if independent is None else scorer.floor(independent, count), "converged": None,
                 }
-                for name, scorer in zip(names, scorers)
+                for name, scorer in zip(names[1:], scorers)
             },
         },
-        "protocol": {name: scorer.protocol(count).to_dict() for name, scorer in zip(names, scorers)},
+        "protocol": {name: scorer.protocol(count).to_dict() for name, scorer in zip(names[1:], scorers)},
         "arms": rows,
-        "pictures": {"reference": "pictures/reference.png", "real": "pictures/real.png"},
+        "pictures": {"reference": "pictures/converged.png", "real": "pictures/real.png"},
         "warnings": warnings,
     }  # fmt: skip
     write_json(folder / "results.json", results)
@@ -253,22 +271,33 @@ def _title(name: str, count: int) -> str:
     return titles.get(name, name)
 
 
-def _made(folder: Path) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
+def _picture(arm: Arm, seed: int) -> str:
+    return f"pictures/{arm.name}-seed-{seed}.png"
+
+
+def _settings(sampler: Sampler) -> dict[str, Any]:
+    """What the sampler was made with, besides cost and grid; infinity as text, which JSON lacks."""
+    given: dict[str, Any] = sampler._arguments  # type: ignore[attr-defined]
+    shown = {k: v for k, v in given.items() if v is not None and k not in ("steps", "nfe", "grid")}
+    return {k: str(v) if isinstance(v, float) and not math.isfinite(v) else v for k, v in shown.items()}
 
 
 def _key(arm: Arm, seed: int) -> str:
-    settings = json.dumps({k: v for k, v in vars(arm.sampler).items() if k != "nfe"}, sort_keys=True, default=str)
+    settings = json.dumps({**_settings(arm.sampler), "grid": arm.sampler.grid}, sort_keys=True)
     return f"{arm.spec}|{arm.nfe}|{hashlib.sha256(settings.encode()).hexdigest()[:8]}|{seed}"
 
 
 def _stored_reference(
     folder: Path, model: Denoiser, seed: int, pairs: int, labels: list[int] | None, batch_size: int
 ) -> Tensor:
-    path = _made(folder / "converged") / f"seed-{seed}.npy"
+    path = folder / "converged" / f"seed-{seed}.npy"
     if path.is_file():
-        return torch.from_numpy(np.load(path, allow_pickle=False))
+        try:
+            return torch.from_numpy(np.load(path, allow_pickle=False))
+        except (OSError, ValueError, EOFError) as error:
+            raise ArtefactError(
+                "file", str(path), f"cannot be read ({error}); delete it, and it is made again"
+            ) from None
     images = converged(model, seed, pairs, labels, batch_size)
     with atomic_path(path) as temporary, open(temporary, "wb") as file:
         np.save(file, images.numpy(), allow_pickle=False)
@@ -292,22 +321,22 @@ def _run(
     x = torch.cat(images)
     if not bool(torch.isfinite(x).all()):
         raise InputError("arm", arm.name, "made images that are not finite; try more steps, another grid or --clip")
-    path = _made(folder / "pictures") / f"{arm.name}.png"
-    if seed == 0 or not path.exists():
-        write_png(path, picture_grid(x[:PICTURES], columns=10))
-    values = {s.name(count): s.distance(features_of(s.encoder, x)) for s in scorers}
+    write_png(folder / _picture(arm, seed), picture_grid(x[:PICTURES], columns=10))
+    with python_warnings.catch_warnings():
+        # That the images are fewer than the features is among the warnings of the whole comparison.
+        python_warnings.simplefilter("ignore", UserWarning)
+        values = {s.name(count): s.distance(features_of(s.encoder, x)) for s in scorers}
     if not arm.sampler.stochastic:
         values["ode-rmse"] = float(rmse_per_image(x[: len(exact)], exact).median())
     return {"values": values, "seconds": seconds / count, "peak_memory": memory, "nfe": sample.nfe, "nfe_max": nfe}
 
 
 def _arm_result(
-    arm: Arm, ledger: Ledger, seeds: Sequence[int], scorers: Sequence[FrechetProtocol], count: int, model_name: str,
-    guidance: float | None,
-) -> dict[str, Any]:  # fmt: skip
+    arm: Arm, ledger: Ledger, seeds: Sequence[int], names: Sequence[str], command: list[str], shared: list[str]
+) -> dict[str, Any]:
     rows = [ledger[_key(arm, seed)] for seed in seeds]
     scores: dict[str, Any] = {}
-    for name in ["ode-rmse", *(s.name(count) for s in scorers)]:
+    for name in names:
         values = [row["values"].get(name) for row in rows]
         if None in values:
             scores[name] = {"values": [], "mean": None, "low": None, "high": None}
@@ -319,11 +348,10 @@ def _arm_result(
             low, high = interval.low, interval.high
         scores[name] = {"values": values, "mean": mean, "low": low, "high": high}
     seconds = float(np.median([row["seconds"] for row in rows]))
-    flags = "" if guidance is None else f" --guidance {guidance:g}"
     return {
         "name": arm.name,
         "sampler": arm.spec,
-        "settings": {k: v for k, v in vars(arm.sampler).items() if v is not None and k != "_arguments"},
+        "settings": _settings(arm.sampler),
         "grid": arm.sampler.grid or "default",
         "budget": arm.budget,
         "nfe": rows[0]["nfe"],
@@ -332,6 +360,6 @@ def _arm_result(
         "images_per_second": 1 / seconds,
         "peak_memory": max(row["peak_memory"] for row in rows),
         "scores": scores,
-        "pictures": f"pictures/{arm.name}.png",
-        "command": f"scoreline sample {model_name} --sampler {arm.spec} --nfe {arm.budget}{flags} --out images",
+        "pictures": _picture(arm, seeds[0]),
+        "command": shlex.join([*command, "--sampler", arm.spec, "--nfe", str(arm.budget), *shared, "--out", "images"]),
     }

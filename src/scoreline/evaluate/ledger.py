@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import json
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from scoreline.core.errors import ArtefactError
 from scoreline.core.files import read_json, write_json
 
-__all__ = ["Ledger"]
+__all__ = ["Ledger", "sweep"]
+
+
+def sweep(folder: Path) -> None:
+    """Remove the unfinished files that a killed run left in a folder of its own and in the folders inside it."""
+    for path in [*folder.glob(".*.partial*"), *folder.glob("*/.*.partial*")]:
+        with suppress(OSError):
+            path.unlink()
 
 
 class Ledger:
@@ -28,7 +36,7 @@ class Ledger:
         self.path = Path(path)
         self.rows: dict[str, dict[str, Any]] = {}
         mark = self.path.with_suffix(".job.json")
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        sweep(self.path.parent)
         plain = json.loads(json.dumps(job))
         if mark.exists():
             known = read_json(mark)
@@ -63,9 +71,15 @@ class Ledger:
     def add(self, key: str, **values: Any) -> dict[str, Any]:
         """Write one finished unit; it is on disk when this returns."""
         row = {"key": key, **values}
-        with open(self.path, "ab") as file:
-            file.write(json.dumps(row).encode() + b"\n")
-            file.flush()
-            os.fsync(file.fileno())
+        line = json.dumps(row).encode() + b"\n"
+        try:
+            with open(self.path, "ab") as file:
+                file.write(line)
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            # A torn line may be left; it is dropped when the ledger is opened again.
+            mend = f"cannot be written ({error.strerror}); free some space and run the same command again"
+            raise ArtefactError("ledger", str(self.path), mend) from None
         self.rows[key] = row
         return row

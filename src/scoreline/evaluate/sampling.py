@@ -19,8 +19,9 @@ from scoreline.core.files import atomic_path, read_json, write_json
 from scoreline.core.load import load
 from scoreline.core.noise import Noise
 from scoreline.data import to_uint8
+from scoreline.evaluate.ledger import sweep
 from scoreline.evaluate.progress import progress
-from scoreline.evaluate.specs import guided, labels_for, make_sampler, parse_labels
+from scoreline.evaluate.specs import check_fit, guided, labels_for, make_sampler, parse_labels
 
 __all__ = ["image_path", "sample_to"]
 
@@ -49,6 +50,9 @@ def sample_to(
 ) -> dict[str, Any]:
     """Make images `indices` of a model and write those that are not there yet.
 
+    A picture depends on its number, not on its batch (beyond the rounding of float sums); a stopped run that goes on
+    makes the same batches and so ends with the same bytes.
+
     Args:
         out: a folder for PNGs, or a path ending in .npz.
         model_name: built-in name or path.
@@ -76,7 +80,10 @@ def sample_to(
     model = guided(bare, guidance, clip=clip)
     sampler = make_sampler(spec, nfe=nfe, steps=steps)
     chosen = parse_labels(labels, model.num_classes)
-    sampler.times(model.schedule, model.evaluations)
+    check_fit(sampler, model)
+    made = tuple(model.decode(torch.zeros(1, *model.shape)).shape[1:])
+    if len(made) != 3 or made[0] not in (1, 3):
+        raise InputError("model", model_name, f"makes samples of shape {made}, which are no pictures")
     place = pick_device(device)
     model = model.to(place)
 
@@ -90,11 +97,14 @@ def sample_to(
     if packed and target.exists():
         raise ArtefactError("file", str(target), "exists already; delete it or choose another name")
     _claim(folder, job)
-    missing = [i for i in indices if not image_path(folder, i).is_file()]
-    spent = 0.0
-    with progress("sample", len(missing), quiet=quiet) as advance:
-        for start in range(0, len(missing), batch_size):
-            batch = missing[start : start + batch_size]
+    # A batch of which anything is missing is made again whole: another batch would round its sums in another way.
+    batches = [indices[start : start + batch_size] for start in range(0, len(indices), batch_size)]
+    unmade = [[i for i in batch if not image_path(folder, i).is_file()] for batch in batches]
+    missing, spent = sum(map(len, unmade)), 0.0
+    with progress("sample", missing, quiet=quiet) as advance:
+        for batch, wanted in zip(batches, unmade):
+            if not wanted:
+                continue
             draws = Noise(noise_seed).at(batch, model.shape, device=place, dtype=getattr(torch, dtype))
             cond = labels_for(batch, model.num_classes, chosen)
             sample = sampler(model.given(cond if cond is None else cond.to(place)), draws)
@@ -102,18 +112,19 @@ def sample_to(
             if not bool(torch.isfinite(images).all()):
                 raise InputError("images", spec, "are not finite; try more steps, another grid or --clip")
             spent = sample.nfe
-            _write(folder, batch, images)
-            advance(len(batch), f"{spent:g} evaluations each")
+            _write(folder, batch, images, set(wanted))
+            advance(len(wanted), f"{spent:g} evaluations each")
     if packed:
         _pack(target, folder, indices, chosen, model.num_classes)
     return {
-        "out": str(target), "count": len(indices), "made": len(missing), "nfe": spent, "sampler": repr(sampler),
+        "out": str(target), "count": len(indices), "made": missing, "nfe": spent, "sampler": repr(sampler),
         "model": model_name,
     }  # fmt: skip
 
 
 def _claim(folder: Path, job: dict[str, Any]) -> None:
     mark = folder / "sample.json"
+    sweep(folder)
     if mark.is_file():
         known = read_json(mark)
         if known != job:
@@ -122,17 +133,20 @@ def _claim(folder: Path, job: dict[str, Any]) -> None:
             raise ArtefactError("folder", str(folder), mend)
         return
     if folder.is_dir() and any(folder.iterdir()):
-        raise ArtefactError("folder", str(folder), "is not empty and was not written by scoreline sample")
+        mend = "is not empty and was not written by scoreline sample; choose another folder"
+        raise ArtefactError("folder", str(folder), mend)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ArtefactError("folder", str(folder), f"cannot be made ({error.strerror})") from None
+        raise ArtefactError("folder", str(folder), f"cannot be made ({error.strerror}); choose another") from None
     write_json(mark, job)
 
 
-def _write(folder: Path, indices: Sequence[int], images: Tensor) -> None:
+def _write(folder: Path, indices: Sequence[int], images: Tensor, wanted: set[int]) -> None:
     pixels = to_uint8(images.cpu()).permute(0, 2, 3, 1).numpy()
     for index, picture in zip(indices, pixels):
+        if index not in wanted:
+            continue
         path = image_path(folder, index)
         path.parent.mkdir(exist_ok=True)
         buffer = io.BytesIO()

@@ -16,7 +16,7 @@ from scoreline.core.sampler import Sampler
 from scoreline.guidance.extrapolate import ClassifierFree
 from scoreline.guidance.thresholding import Thresholded
 
-__all__ = ["guided", "labels_for", "make_sampler", "parse_labels", "parse_spec", "sampler_options"]
+__all__ = ["check_fit", "guided", "labels_for", "make_sampler", "parse_labels", "parse_spec", "sampler_options"]
 
 
 def sampler_options(name: str) -> list[str]:
@@ -26,7 +26,10 @@ def sampler_options(name: str) -> list[str]:
 
 
 def parse_spec(spec: str) -> tuple[str, dict[str, Any]]:
-    """`name:key=value:key=value` -> (name, settings); values are JSON where they can be, text otherwise.
+    """`name:key=value:key=value` -> (name, settings), each value of the type that the sampler declares.
+
+    Raises:
+        InputError: an unknown sampler or setting, or a value of another type.
 
     >>> parse_spec("ddim:eta=0.5:grid=leading")
     ('ddim', {'eta': 0.5, 'grid': 'leading'})
@@ -40,11 +43,27 @@ def parse_spec(spec: str) -> tuple[str, dict[str, Any]]:
             raise InputError("sampler setting", pair, "settings are written name:key=value")
         if key not in sampler_options(name):
             raise unknown_name(f"setting of {name}", key, sampler_options(name))
-        try:
-            settings[key] = json.loads(value)
-        except ValueError:
-            settings[key] = value
+        if key in settings:
+            raise InputError(f"setting of {name}", key, "is given twice")
+        settings[key] = _value(name, key, value)
     return name, settings
+
+
+def _value(name: str, key: str, text: str) -> Any:
+    """A typed setting as the sampler's constructor wants it: its annotation decides."""
+    hint = str(inspect.signature(lookup("sampler", name).__init__).parameters[key].annotation)
+    try:
+        value = json.loads(text)
+    except ValueError:
+        value = text
+    wanted: dict[str, tuple[Any, str]] = {"bool": (bool, "true or false"), "int": (int, "a whole number"), "float": ((int, float), "a number")}
+    for kind, (types, words) in wanted.items():
+        if kind not in hint:
+            continue
+        if not isinstance(value, types) or (isinstance(value, bool) and kind != "bool") or value != value:
+            raise InputError(f"setting {key} of {name}", text, f"must be {words}")
+        return value
+    return text
 
 
 def make_sampler(spec: str, *, nfe: int | None = None, steps: int | None = None) -> Sampler:
@@ -57,9 +76,23 @@ def make_sampler(spec: str, *, nfe: int | None = None, steps: int | None = None)
     return lookup("sampler", name)(**settings, nfe=nfe, steps=steps)
 
 
+def check_fit(sampler: Sampler, model: Denoiser) -> int:
+    """The network evaluations an image will cost; all that the sampler would refuse on this model is refused here.
+
+    Raises:
+        InputError: no run fits the budget, or the sampler does not fit the model's schedule.
+    """
+    times = sampler.times(model.schedule, model.evaluations)
+    model.check(times)
+    sampler.coefficients(model.schedule, times)
+    return sampler.cost(len(times) - 1) * model.evaluations
+
+
 def guided(model: Denoiser, guidance: float | None, *, clip: bool = False) -> Denoiser:
     """The model with guidance (s; None or 1 leaves it alone) and, if asked, with its clean image kept in [-1, 1]."""
     if guidance is not None and guidance != 1:
+        if model.num_classes is None:
+            raise InputError("guidance", guidance, "this model has no classes, so there is nothing to guide by")
         model = ClassifierFree(model, guidance)
     return Thresholded(model) if clip else model
 
