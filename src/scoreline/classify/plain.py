@@ -33,7 +33,7 @@ def shifted(images: Tensor, offsets: Tensor) -> Tensor:
 
 
 class Classification(Method):
-    """Train a classifier on labelled images.
+    """Train a classifier on labelled images; those with label -1 (missing) are left out of the loss.
 
     Args:
         classifier: the network.
@@ -73,8 +73,9 @@ class Classification(Method):
         if self.noise:
             images = (images + self.noise * batch.draws.normal()).clamp(-1, 1)
         logits = self.classifier(images)
-        loss = F.cross_entropy(logits, batch.label, label_smoothing=self.label_smoothing)
-        return {"loss": loss, "accuracy": (logits.argmax(1) == batch.label).float().mean().detach()}
+        loss = F.cross_entropy(logits, batch.label, label_smoothing=self.label_smoothing, ignore_index=-1)
+        right = (logits.argmax(1) == batch.label).sum() / (batch.label >= 0).sum()
+        return {"loss": loss, "accuracy": right}
 
     def result(self) -> Classifier:
         return self.classifier.eval()

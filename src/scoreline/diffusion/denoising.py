@@ -41,7 +41,7 @@ def min_snr_weight(snr: Time, kind: str, *, gamma: float = 5.0) -> Any:
     """
     capped = torch.clamp(snr, max=gamma) if isinstance(snr, Tensor) else min(snr, gamma)
     if kind == "eps":
-        return capped / snr
+        return torch.clamp(gamma / snr, max=1.0) if isinstance(snr, Tensor) else (1.0 if snr <= gamma else gamma / snr)
     if kind == "x0":
         return capped
     if kind == "v":
@@ -71,7 +71,10 @@ class Denoising(Method):
         lr: learning rate, or a function of the step.
         optimizer, settings, clip: see :class:`scoreline.core.method.Update`.
         pair_levels: draw antithetic pairs of levels within a batch (tables only).
-        transform: applied to clean images (augmentation), `transform(image, draws)`.
+        transform: applied to clean images (augmentation, or encoding as latents), `transform(image, draws)`.
+
+    Raises:
+        InputError: a setting is out of range, or does not fit the model's kind or schedule.
     """
 
     def __init__(
@@ -94,6 +97,14 @@ class Denoising(Method):
         if not 0 <= p_uncond < 1:
             raise InputError("p_uncond", p_uncond, "must lie in [0, 1)")
         schedule: Schedule = denoiser.schedule
+        if weight == "min-snr":
+            min_snr_weight(1.0, denoiser.kind)
+        if denoiser.learned_variance and not isinstance(schedule, Discrete):
+            raise InputError("learned_variance", True, "the bound needs a discrete schedule")
+        if pair_levels and schedule.known is None:
+            raise InputError("pair_levels", True, f"{type(schedule).__name__} has no table of levels to pair")
+        if schedule.known is not None:
+            denoiser.check(schedule.known)
         self.levels = levels or _usual_levels(denoiser)
         draw_levels(self.levels, torch.zeros(1, dtype=torch.float64), schedule)
         self.denoiser, self.weight, self.p_uncond = denoiser, weight, p_uncond
@@ -111,9 +122,11 @@ class Denoising(Method):
         t = draw_levels(self.levels, draws.uniform(step=0, part=1), schedule)
         if self.pair_levels:
             t = antithetic(t, len(schedule.known if schedule.known is not None else ()))
-        noise = draws.normal()
+        noise = draws.reshaped(x0.shape[1:]).normal()  # a transform may encode images as latents
         cond = None
         if self.denoiser.num_classes is not None:
+            if batch.label is None:
+                raise InputError("labels", None, "the model is class-conditional; give labelled images")
             drop = draws.uniform(step=0, part=2) < self.p_uncond
             labels = torch.where(drop | (batch.label < 0), self.denoiser.num_classes, batch.label)
             cond = Cond(labels=labels)
@@ -139,8 +152,6 @@ class Denoising(Method):
 
 
 def _usual_levels(denoiser: Preconditioned) -> str:
-    if denoiser.learned_variance and not isinstance(denoiser.schedule, Discrete):
-        raise InputError("learned_variance", True, "the bound needs a discrete schedule")
     if denoiser.schedule.known is not None:
         return "uniform-index"
     return "lognormal" if denoiser.kind == "edm" else "uniform"

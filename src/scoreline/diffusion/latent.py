@@ -35,12 +35,17 @@ class Latent(View):
         denoiser: a model whose shape is that of the latents.
         autoencoder: encodes images to (mean, logvar) and decodes latents.
         scale: factor on latents before diffusion; 0.18215 for Stable Diffusion's f8 autoencoder.
+
+    Raises:
+        InputError: the scale is not positive, or the shapes do not fit.
     """
 
     def __init__(self, denoiser: Denoiser, autoencoder: KLAutoencoder, *, scale: float) -> None:
         super().__init__(denoiser)
         if not scale > 0:
             raise InputError("scale", scale, "must be positive; measure it with latent_scale")
+        if tuple(denoiser.shape) != autoencoder.latent_shape:
+            raise InputError("latent shape", tuple(denoiser.shape), f"the autoencoder's is {autoencoder.latent_shape}")
         self.autoencoder, self.scale = autoencoder, scale
 
     def posterior(self, x: Tensor, t: Time, cond: Cond | None) -> Posterior:

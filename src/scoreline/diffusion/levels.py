@@ -45,14 +45,15 @@ LEVELS = {"lognormal": lognormal, "uniform": uniform, "uniform-index": uniform_i
 
 
 def draw_levels(name: str, u: Tensor, schedule: Schedule) -> Tensor:
-    """Times (B,) float64 by the rule `name` from uniform draws u (B,).
+    """Times (B,) float64 by the rule `name` from uniform draws u (B,); on a table, the nearest of its levels.
 
     Raises:
         InputError: the rule is unknown or does not fit the schedule.
     """
     if name not in LEVELS:
         raise unknown_name("levels", name, LEVELS)
-    return LEVELS[name](u, schedule)
+    t = LEVELS[name](u, schedule)
+    return t if schedule.known is None else schedule.snap(t.clamp_min(schedule.t_min))
 
 
 def antithetic(t: Tensor, T: int) -> Tensor:

@@ -32,7 +32,8 @@ def rescale(guided: Tensor, conditional: Tensor, share: float) -> Tensor:
     Reference: Lin et al. 2023, section 3.4 (share 0.7).
     """
     dims = tuple(range(1, guided.dim()))
-    ratio = conditional.std(dims, keepdim=True) / guided.std(dims, keepdim=True)
+    # A constant prediction stays what it is.
+    ratio = conditional.std(dims, keepdim=True) / guided.std(dims, keepdim=True).clamp_min(1e-12)
     return guided * (share * ratio + (1 - share))
 
 

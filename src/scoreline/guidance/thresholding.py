@@ -14,6 +14,7 @@ from scoreline.core.cond import Cond
 from scoreline.core.denoiser import Denoiser, Posterior, View
 from scoreline.core.errors import InputError
 from scoreline.core.schedule import Time, spread
+from scoreline.diffusion.latent import Latent
 
 __all__ = ["Thresholded", "dynamic_threshold"]
 
@@ -37,12 +38,19 @@ class Thresholded(View):
         inner: the model; not one of latents, which have no range.
         limit: the range.
         percentile: use dynamic thresholding with this percentile instead of clipping.
+
+    Raises:
+        InputError: a setting is out of range, or the model is one of latents.
     """
 
     def __init__(self, inner: Denoiser, *, limit: float = 1.0, percentile: float | None = None) -> None:
         super().__init__(inner)
         if percentile is not None and not 0 < percentile <= 1:
             raise InputError("percentile", percentile, "must lie in (0, 1]")
+        if not limit > 0:
+            raise InputError("limit", limit, "must be positive")
+        if any(isinstance(module, Latent) for module in inner.modules()):
+            raise InputError("model", type(inner).__name__, "latents have no range; threshold models of pixels only")
         self.limit, self.percentile = limit, percentile
 
     def posterior(self, x: Tensor, t: Time, cond: Cond | None) -> Posterior:
@@ -52,4 +60,6 @@ class Thresholded(View):
         else:
             mean = dynamic_threshold(post.mean / self.limit, self.percentile) * self.limit
         alpha, sigma = spread(self.schedule.alpha(t), x), spread(self.schedule.sigma(t), x)
-        return Posterior.of_mean(x, mean, alpha, sigma, mix=post.mix)
+        kept = Posterior.of_mean(x, mean, alpha, sigma, mix=post.mix)
+        kept.taps = post.taps
+        return kept

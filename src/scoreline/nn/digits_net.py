@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from functools import cached_property
-
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -35,16 +33,12 @@ class DigitsNet(Classifier):
         self.hidden = nn.Linear(2 * width * 4, dim)
         self.head = nn.Linear(dim, num_classes)
 
-    @cached_property
-    def _weights(self) -> str:
-        return fingerprint({}, self.state_dict())
-
     @property
     def protocol(self) -> dict[str, str]:
         return {
             "features": "digits",
             "tap": f"hidden-{self.dim}",
-            "weights": self._weights,
+            "weights": fingerprint({}, self.state_dict()),
             "resize": "none",
             "quantisation": "none",
             "precision": "float32",

@@ -14,7 +14,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import inspect
+import re
+import typing
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +48,7 @@ _LR = {
 }
 _KEYS = {"data", "model", "method", "settings", "steps", "batch_size", "seed", "ema", "sample_every", "requires"}
 _NEEDED = {"data", "model", "method", "steps", "batch_size"}
+_EXPONENT = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+")
 
 
 def presets() -> list[str]:
@@ -56,7 +60,7 @@ def read_recipe(name: str) -> dict[str, Any]:
     """A preset by name, or a .yaml file by path.
 
     Raises:
-        InputError: an unknown preset, key, or a key that is missing.
+        InputError: an unknown preset, key, or a key that is missing or of another form.
         ArtefactError: the file is missing or no YAML.
     """
     import yaml
@@ -78,24 +82,72 @@ def read_recipe(name: str) -> dict[str, Any]:
     missing = sorted(_NEEDED - recipe.keys())
     if missing:
         raise InputError("config", path.name, f"lacks {', '.join(missing)}")
+    recipe = _numbers(recipe)
+    for key in ("steps", "batch_size", "seed"):
+        if type(recipe.get(key, 0)) is not int:
+            raise InputError(f"{key} of {path.name}", recipe[key], "give a whole number")
+    for key in ("data", "model"):
+        if not isinstance(recipe[key], dict):
+            raise InputError(f"{key} of {path.name}", recipe[key], "give a mapping, see the shipped presets")
     return recipe
 
 
 def make_method(recipe: Mapping[str, Any]) -> Method:
-    """The method of a recipe, its networks freshly initialised from the recipe's seed."""
+    """The method of a recipe, its networks freshly initialised from the recipe's seed.
+
+    Raises:
+        InputError: a name or setting is unknown, or the model is none that the method trains.
+    """
+    cls = lookup("method", recipe["method"])
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive(int(recipe.get("seed", 0)), "init") % 2**63)
         model = build(recipe["model"])
     settings = dict(recipe.get("settings") or {})
-    if isinstance(settings.get("lr"), Mapping):
-        ((rule, arguments),) = settings["lr"].items()
-        if rule not in _LR:
-            raise unknown_name("learning-rate rule", rule, _LR)
-        if rule in ("linear", "cosine"):
-            arguments = {"steps": int(recipe["steps"]), **arguments}
-        settings["lr"] = _LR[rule](**arguments)
-    method: Method = lookup("method", recipe["method"])(model, **settings)
+    if "lr" in settings:
+        settings["lr"] = _learning_rate(settings["lr"], int(recipe["steps"]))
+    first = next(iter(inspect.signature(cls).parameters))
+    wanted = typing.get_type_hints(cls.__init__)[first]
+    if isinstance(wanted, type) and not isinstance(model, wanted):
+        mend = f"the method {recipe['method']} trains a {wanted.__name__}"
+        raise InputError("model", type(model).__name__, mend)
+    method: Method = _call(f"setting of method {recipe['method']}", cls, settings, model)
     return method
+
+
+def _learning_rate(given: Any, steps: int) -> Any:
+    if isinstance(given, (int, float)) and not isinstance(given, bool):
+        return given
+    if not isinstance(given, Mapping) or len(given) != 1:
+        raise InputError("lr", given, "give a number, or one rule with its settings, e.g. {cosine: {lr: 0.003}}")
+    ((rule, arguments),) = given.items()
+    if rule not in _LR:
+        raise unknown_name("learning-rate rule", rule, _LR)
+    if not isinstance(arguments, Mapping):
+        raise InputError(f"lr rule {rule}", arguments, "give its settings, e.g. {lr: 0.003}")
+    if rule in ("linear", "cosine"):
+        arguments = {"steps": steps, **arguments}
+    return _call(f"setting of lr rule {rule}", _LR[rule], arguments)
+
+
+def _call(thing: str, function: Callable[..., Any], settings: Mapping[str, Any], *first: Any) -> Any:
+    """function(*first, **settings), with misspelt, missing and ill-typed settings refused in one line."""
+    known = list(inspect.signature(function).parameters)[len(first) :]
+    for key in settings:
+        if key not in known:
+            raise unknown_name(thing, key, known)
+    try:
+        return function(*first, **settings)
+    except TypeError as error:
+        raise InputError(thing, None, str(error)) from error
+
+
+def _numbers(value: Any) -> Any:
+    """YAML 1.1 reads 1e-3 as text; here it is the number that whoever wrote it meant."""
+    if isinstance(value, dict):
+        return {key: _numbers(entry) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [_numbers(entry) for entry in value]
+    return float(value) if isinstance(value, str) and _EXPONENT.fullmatch(value) else value
 
 
 def train(
@@ -131,8 +183,9 @@ def train(
     _apply(recipe, changes)
     if recipe.get("requires") == "cuda" and pick_device(device).type != "cuda" and not dry_run and recipe["steps"] > 10:
         raise InputError("preset", name, "is sized for a CUDA device; try digits, or set --steps 10 to see it run")
-    data = load_images(**recipe["data"])
+    data = _call("setting of data", load_images, recipe["data"])
     method = make_method(recipe)
+    _check_fit(method, data)
     config = {"recipe": {k: v for k, v in recipe.items() if k not in ("steps", "sample_every", "requires")}}
     steps, batch_size = int(recipe["steps"]), int(recipe["batch_size"])
     settings: dict[str, Any] = {
@@ -157,6 +210,17 @@ def train(
     }  # fmt: skip
     save_artefact(target, model, card=card)
     return {"model": str(target), "folder": str(folder), "steps": trained.step, "losses": trained.losses}
+
+
+def _check_fit(method: Method, data: Any) -> None:
+    """Refuse images and classes that the networks cannot take, before any work."""
+    for module in method.modules():
+        shape, classes = getattr(module, "in_shape", None), getattr(module, "num_classes", None)
+        if shape is not None and tuple(shape) != tuple(data.shape):
+            raise InputError("data", tuple(data.shape), f"the model takes images of shape {tuple(shape)}")
+        if classes is not None and (data.num_classes is None or data.num_classes > classes):
+            found = "has no labels" if data.num_classes is None else f"has {data.num_classes} classes"
+            raise InputError("data", data.name, f"{found}, and the model is one of {classes} classes")
 
 
 def _apply(recipe: dict[str, Any], changes: Mapping[str, Any]) -> None:
