@@ -54,11 +54,12 @@ def board(folder: Path = RESULTS) -> list[dict[str, Any]]:
 def result_page(result: Mapping[str, Any]) -> str:
     """A result as Markdown, for the page of its system."""
     words = {True: "yes", False: "no", None: "cannot tell"}
+    machine = result["machine"]
     lines = [f"**{result['verdict'].capitalize()}.** {result['statement']}", ""]
     lines += [
         f"Measured with `{result['command'] or 'scoreline claims ' + result['id']}` "
         f"(scale {result['scale']}, {len(result['seeds'])} seeds, {result['finished'][:10]}, "
-        f"{result['machine']['processor']}, {result['machine']['threads']} threads, torch {result['machine']['torch']}).",
+        f"{machine['processor']}, {machine['threads']} threads, torch {machine['torch']}).",
         "",
         "| what the paper promises | seen | numbers |",
         "| --- | --- | --- |",

@@ -8,7 +8,7 @@ The rule, from the plan of this claim:
 - confirmed: DDIM-50 is within 20 % of DDPM-1000's distance at <= 1/10 of the time; at equal 20 steps DDIM beats
   DDPM(small) in >= 4 of 5 seeds; s = 2 raises label accuracy without raising the distance by > 20 %, s = 4 raises the
   distance (diversity loss). Refuted otherwise.
-- latent worse than pixel at equal compute is the report's negative finding, reproduced; the verdict does not rest on it.
+- latent worse than pixel at equal compute is the report's negative finding, reproduced; no part of the verdict.
 Networks that draw no digits tell nothing either way: below a label accuracy of one half no quality is judged.
 """
 
@@ -58,7 +58,7 @@ class Scale:
     Args:
         width, depth: of the residual MLP that predicts the noise, the same for pixels and latents.
         steps: of its training, at batch 128.
-        autoencoder_steps: of the autoencoder's training, at batch 128.
+        autoencoder_steps: of the autoencoder's training, at batch 64.
         count: images an arm, labels in equal shares.
         divide: steps of a sampler are divided by this (the smoke test only), at least 2 are made.
     """
@@ -72,11 +72,11 @@ class Scale:
 
 
 SIZES = {
-    "laptop": Scale(width=192, depth=4, steps=1500, autoencoder_steps=600, count=250),
+    "laptop": Scale(width=192, depth=4, steps=1500, autoencoder_steps=400, count=250),
     "smoke": Scale(width=16, depth=1, steps=2, autoencoder_steps=1, count=80, divide=100),
 }
-BATCH = 128
-PEAK_LR = 2e-3
+BATCH, AUTOENCODER_BATCH = 128, 64
+PEAK_LR, AUTOENCODER_LR = 2e-3, 4e-3
 AVERAGE = 0.995
 
 
@@ -137,12 +137,12 @@ class EnhancedDDPM(Claim):
     statement = "DDIM with classifier-free guidance gives faster inference and better images than plain DDPM."
     arms = tuple(ARMS)
     seeds = (0, 1, 2, 3, 4)
-    seconds: Mapping[str, float] = {"laptop": 75.0, "smoke": 5.0}
+    seconds: Mapping[str, float] = {"laptop": 90.0, "smoke": 5.0}
     shrunk = (
         "8x8 digits, 1297 training images, in place of CIFAR-10 and ImageNet-100",
         "a residual MLP of 4 layers of 192 in place of the U-Net, 1500 steps of 128 images in place of 800,000",
         "250 samples an arm and the 64 features of the digits classifier in place of 50,000 and Inception",
-        "an autoencoder to 2x2x4 latents without perceptual or adversarial loss, 600 steps",
+        "a small autoencoder to 2x2x4 latents, without perceptual or adversarial loss, 400 steps of 64 images",
         "cosine table and latents with the six samplers at s = 1 and DDIM-50 at s = 2 only",
     )
 
@@ -213,6 +213,7 @@ class EnhancedDDPM(Claim):
             return mean(_known(numbers[Arm(model, "ddim", 50).name][name]))
 
         pixel, latent, cosine = value("linear"), value("latent"), value("cosine")
+        again = value("latent", "reconstruction_distance")
         word = "worse than" if latent > pixel else "not worse than"
         said = "the report's negative finding is reproduced" if latent > pixel else "the report found the opposite"
         errors = {steps: ddim_flow_error(steps) for steps in (10, 20, 50, 100)}
@@ -220,10 +221,10 @@ class EnhancedDDPM(Claim):
         order = math.log(errors[50] / errors[100]) / math.log(2)
         return [
             f"Latent is {word} pixel at equal compute (same network, training and DDIM-50): distance {latent:.3g} "
-            f"against {pixel:.3g}; {said}. Reconstructions alone stand at {value('latent', 'reconstruction_distance'):.3g}.",
+            f"against {pixel:.3g}; {said}. Reconstructions alone stand at {again:.3g}.",
             f"Cosine table, DDIM-50: distance {cosine:.3g}; linear table {pixel:.3g}.",
-            f"Without data, on a Gaussian with the exact noise: the distance of DDIM to the exact flow is {shown} steps; "
-            f"observed order {order:.2f}.",
+            f"Without data, on a Gaussian with the exact noise, DDIM's distance to the exact flow is {shown} steps: "
+            f"order {order:.2f}.",
         ]
 
 
@@ -248,7 +249,9 @@ def _trained(name: str, seed: int, sizes: Scale) -> tuple[Denoiser, int]:
     return _trained_eps(data, data.shape, name, seed, sizes), 3 * sizes.steps * BATCH
 
 
-def _trained_eps(data: Images | tuple[Tensor, Tensor], shape: tuple[int, ...], table: str, seed: int, sizes: Scale) -> Any:
+def _trained_eps(
+    data: Images | tuple[Tensor, Tensor], shape: tuple[int, ...], table: str, seed: int, sizes: Scale
+) -> Any:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive(seed, "enhanced-ddpm", table) % 2**63)
         net = MLP(in_shape=shape, width=sizes.width, depth=sizes.depth, num_classes=10)
@@ -263,10 +266,10 @@ def _trained_eps(data: Images | tuple[Tensor, Tensor], shape: tuple[int, ...], t
 def _trained_latent(data: Images, seed: int, sizes: Scale) -> tuple[Denoiser, int]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive(seed, "enhanced-ddpm", "autoencoder") % 2**63)
-        autoencoder = KLAutoencoder(in_shape=data.shape, latent_channels=4, base_channels=16, channel_mult=(1, 2, 4))
-    rate = Cosine(PEAK_LR, sizes.autoencoder_steps, warmup=min(50, sizes.autoencoder_steps - 1))
+        autoencoder = KLAutoencoder(in_shape=data.shape, latent_channels=4, base_channels=8, middle_attention=False)
     steps = sizes.autoencoder_steps
-    fit(KLAutoencoding(autoencoder, kl_weight=1e-6, lr=rate), data, steps=steps, batch_size=BATCH, seed=seed)
+    method = KLAutoencoding(autoencoder, kl_weight=1e-6, lr=Cosine(AUTOENCODER_LR, steps, warmup=min(30, steps - 1)))
+    fit(method, data, steps=steps, batch_size=AUTOENCODER_BATCH, seed=seed)
     autoencoder.eval()
     batch = data.batch(range(len(data)))
     scale = latent_scale(autoencoder, batch.image)
@@ -274,14 +277,14 @@ def _trained_latent(data: Images, seed: int, sizes: Scale) -> tuple[Denoiser, in
         latents = autoencoder.encode(batch.image)[0] * scale
     assert batch.label is not None
     inner = _trained_eps((latents, batch.label), autoencoder.latent_shape, "linear", seed, sizes)
-    return Latent(inner, autoencoder, scale=scale), 3 * (sizes.steps + steps) * BATCH
+    return Latent(inner, autoencoder, scale=scale), 3 * (sizes.steps * BATCH + steps * AUTOENCODER_BATCH)
 
 
 @torch.no_grad()
 def _reconstruction(model: Any, protocol: FrechetProtocol) -> float:
     """The distance of the training images after encoding and decoding, which no latent model gets below."""
-    images = load_images("digits", split="train").batch(range(1297)).image
-    again = torch.cat([model.decode(model.encode(part)) for part in images.split(500)]).clamp(-1, 1)
+    train = load_images("digits", split="train")
+    again = torch.cat([model.decode(model.encode(part.image)) for part in train.batches(500)]).clamp(-1, 1)
     return protocol.distance(features_of(protocol.encoder, again))
 
 

@@ -59,7 +59,7 @@ def show(result: dict[str, Any] | list[dict[str, Any]]) -> None:
         table.add_column(name.replace("_", " "), justify="right")
     for arm, values in result["summary"].items():
         spreads = [values.get(name) for name in columns]
-        table.add_row(arm, *["" if s is None else f"{s['mean']:.3g} ± {s['std']:.1g}" for s in spreads])
+        table.add_row(arm, *[_cell(spread, len(result["seeds"])) for spread in spreads])
     screen.print(table)
     for line in [*result["reasons"], *result["findings"]]:
         screen.print(line, markup=False, soft_wrap=True)
@@ -68,3 +68,9 @@ def show(result: dict[str, Any] | list[dict[str, Any]]) -> None:
         screen.print(f"result: {file}", markup=False, soft_wrap=True)
     if not result["stored"]:
         screen.print("a smoke test: nothing is stored and the verdict means nothing", markup=False)
+
+
+def _cell(spread: dict[str, float] | None, seeds: int) -> str:
+    if spread is None:
+        return ""
+    return f"{spread['mean']:.3g}" + (f" ± {spread['std']:.1g}" if seeds > 1 and spread["std"] else "")
