@@ -13,7 +13,6 @@ from functools import partial
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from scoreline.core.artefact import recorded
@@ -30,6 +29,7 @@ from scoreline.nn.blocks import (
     conv2d,
     group_norm,
     linear_layer,
+    norm_silu,
 )
 from scoreline.nn.embeddings import Conditioning, TimeFeatures, check_inputs, null_cond, require_choice
 from scoreline.nn.plan import Plan, Tracer, check_plan
@@ -252,9 +252,9 @@ class UNet(nn.Module):
         self.output_norm = group_norm(c, norm_eps)
         self.output = conv2d(c, self.out_channels, init=init, gain=ALMOST_ZERO)
         self._pyramid_scale = style.residual_scale
-        # On the CPU wide convolutions run faster forwards on channels-last pixels; narrow norms and the gradients of
-        # norms run slower. Anybody may set it.
-        self.channels_last = base_channels >= 48
+        # On the CPU convolutions run faster forwards on channels-last pixels; the gradients of norms run slower.
+        # Anybody may set it.
+        self.channels_last = True
         self._number()
 
     def _number(self) -> None:
@@ -360,7 +360,7 @@ class UNet(nn.Module):
                 return None
         if tracer is not None and tracer.keep("decoder", h):
             return None
-        return self.output(F.silu(self.output_norm(h)))
+        return self.output(norm_silu(h, self.output_norm))
 
 
 def _masked(tokens: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
