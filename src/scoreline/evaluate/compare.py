@@ -12,7 +12,8 @@ import json
 import math
 import shlex
 import warnings as python_warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -185,9 +186,10 @@ def compare(
     if not isinstance(scorers[0].encoder, Pixels):
         scorers.append(FrechetProtocol(Pixels(reference.shape), reference, split=split or "", conditions=how))
     for scorer in scorers:
-        if count <= scorer.encoder.dim:
-            size = f"{count} images a seed, but {scorer.encoder.dim} features"
-            warnings.append(f"{scorer.name(count)}: {size}: such a distance is far too high; raise --count")
+        fewest, dim = min(count, len(reference)), scorer.encoder.dim
+        if fewest <= dim:
+            mend = "such a distance is far too high; raise --count" if fewest == count else "take a larger reference"
+            warnings.append(f"{scorer.name(count)}: {fewest} images a set, but {dim} features: {mend}")
     pairs = min(pairs, count)
 
     folder = Path(out)
@@ -222,6 +224,10 @@ def compare(
     for row in rows:
         row["macs"] = int(row["nfe"] * macs)
     independent = load_images(source, split="train") if source == "digits" else None
+    floors: dict[str, float | None] = dict.fromkeys(names)
+    if independent is not None:
+        with _known_to_be_few():
+            floors = {name: scorer.floor(independent, count) for name, scorer in zip(names[1:], scorers)}
     results = {
         "format": "scoreline/compare/1",
         "version": scoreline.__version__,
@@ -252,9 +258,9 @@ def compare(
             **{
                 name: {
                     "title": _title(name, count), "unit": "", "higher_is_better": False, "log": True,
-                    "floor": None if independent is None else scorer.floor(independent, count), "converged": None,
+                    "floor": floors[name], "converged": None,
                 }
-                for name, scorer in zip(names[1:], scorers)
+                for name in names[1:]
             },
         },
         "protocol": {name: scorer.protocol(count).to_dict() for name, scorer in zip(names[1:], scorers)},
@@ -269,6 +275,14 @@ def compare(
 def _title(name: str, count: int) -> str:
     titles = {"fd-digits": f"FD-digits, {count:,} images", "fd-pixel": "FD-pixel", "fid@digits": "FID@digits"}
     return titles.get(name, name)
+
+
+@contextmanager
+def _known_to_be_few() -> Iterator[None]:
+    """That the images are fewer than the features is said once, among the warnings of the comparison."""
+    with python_warnings.catch_warnings():
+        python_warnings.filterwarnings("ignore", "(generated|real): ", UserWarning)
+        yield
 
 
 def _picture(arm: Arm, seed: int) -> str:
@@ -322,9 +336,7 @@ def _run(
     if not bool(torch.isfinite(x).all()):
         raise InputError("arm", arm.name, "made images that are not finite; try more steps, another grid or --clip")
     write_png(folder / _picture(arm, seed), picture_grid(x[:PICTURES], columns=10))
-    with python_warnings.catch_warnings():
-        # That the images are fewer than the features is among the warnings of the whole comparison.
-        python_warnings.simplefilter("ignore", UserWarning)
+    with _known_to_be_few():
         values = {s.name(count): s.distance(features_of(s.encoder, x)) for s in scorers}
     if not arm.sampler.stochastic:
         values["ode-rmse"] = float(rmse_per_image(x[: len(exact)], exact).median())

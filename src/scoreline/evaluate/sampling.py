@@ -76,6 +76,7 @@ def sample_to(
         raise InputError("batch_size", batch_size, "must be 1 or more")
     if len(set(indices)) != len(indices) or min(indices) < 0:
         raise InputError("seeds", list(indices)[:5], "image numbers are distinct and start at 0")
+    noise = Noise(noise_seed)
     bare = load(model_name)
     model = guided(bare, guidance, clip=clip)
     sampler = make_sampler(spec, nfe=nfe, steps=steps)
@@ -105,7 +106,7 @@ def sample_to(
         for batch, wanted in zip(batches, unmade):
             if not wanted:
                 continue
-            draws = Noise(noise_seed).at(batch, model.shape, device=place, dtype=getattr(torch, dtype))
+            draws = noise.at(batch, model.shape, device=place, dtype=getattr(torch, dtype))
             cond = labels_for(batch, model.num_classes, chosen)
             sample = sampler(model.given(cond if cond is None else cond.to(place)), draws)
             images = model.decode(sample.x.float()).clamp(-1, 1)
