@@ -43,7 +43,9 @@ def moved(net: nn.Module) -> Any:
     return net
 
 
-def model(schedule: Any, kind: str, *, learned: bool = False, classes: int | None = None, **more: Any) -> Preconditioned:
+def model(
+    schedule: Any, kind: str, *, learned: bool = False, classes: int | None = None, **more: Any
+) -> Preconditioned:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         net = moved(MLP(in_shape=SHAPE, out_channels=2 if learned else 1, width=24, depth=1, num_classes=classes))

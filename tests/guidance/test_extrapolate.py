@@ -191,7 +191,7 @@ def test_rescaled_guidance_is_in_the_networks_own_kind():
 
 def test_refusals():
     model: Denoiser = exact(EDM())
-    x, cond = points()
+    x, _ = points()
     for share in (-0.1, 1.1):
         with pytest.raises(InputError, match="rescaling"):
             ClassifierFree(model, 2.0, rescaling=share)

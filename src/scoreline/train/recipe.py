@@ -86,8 +86,8 @@ def read_recipe(name: str) -> dict[str, Any]:
     for key in ("steps", "batch_size", "seed"):
         if type(recipe.get(key, 0)) is not int:
             raise InputError(f"{key} of {path.name}", recipe[key], "give a whole number")
-    for key in ("data", "model"):
-        if not isinstance(recipe[key], dict):
+    for key in ("data", "model", "settings"):
+        if not isinstance(recipe.get(key) or {}, dict) or (key != "settings" and not recipe[key]):
             raise InputError(f"{key} of {path.name}", recipe[key], "give a mapping, see the shipped presets")
     return recipe
 
@@ -170,7 +170,8 @@ def train(
     Args:
         name: preset or .yaml file.
         out: folder; None takes runs/<name>.
-        changes: keys that replace the recipe's: steps, batch_size, seed, data (a source), lr (the peak).
+        changes: keys that replace the recipe's: steps, batch_size, seed, data (a source), lr (the peak). A warm-up
+            that would not end within fewer steps is cut to a tenth of them.
         device, precision, accumulate, checkpoint_every, sample_every, skip_nonfinite: see `scoreline.train.run.run`.
         dry_run: resolve and check everything, and stop.
         command: what the user typed, for the model's card.
@@ -228,13 +229,18 @@ def _apply(recipe: dict[str, Any], changes: Mapping[str, Any]) -> None:
         if key == "data":
             recipe["data"] = {"source": value}
         elif key == "lr":
-            settings = recipe.setdefault("settings", {})
+            settings = recipe["settings"] = recipe.get("settings") or {}
             if isinstance(settings.get("lr"), dict):
                 next(iter(settings["lr"].values()))["lr"] = value
             else:
                 settings["lr"] = value
         else:
             recipe[key] = value
+    rules, steps = (recipe.get("settings") or {}).get("lr"), recipe["steps"]
+    if "steps" in changes and isinstance(rules, dict):
+        for rule, arguments in rules.items():
+            if rule in ("linear", "cosine") and isinstance(arguments, dict) and arguments.get("warmup", 0) >= steps:
+                arguments["warmup"] = steps // 10
 
 
 def _draw(method: Any, step: int, path: Path) -> None:
