@@ -3,22 +3,20 @@
 All routes run in turn in one process on the same moments, of features with the slowly decaying spectrum of a real
 network's. Prints seconds, ratios and relative agreement, then the rank-deficient case against the nuclear norm.
 
-    python benchmarks/bench_frechet.py [--dim 2048] [--repeats 1] [--quick] [--json]
+    python benchmarks/bench_frechet.py [--dim 2048] [--rounds 1] [--quick] [--json FILE]
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-import platform
-import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Sequence
 from functools import partial
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from common import finish, load, options, parser, race, table
 from scoreline.core.moments import Moments
 from scoreline.metrics.frechet import frechet_distance, frechet_distance_from_statistics
 
@@ -31,16 +29,6 @@ def features(count: int, dim: int, seed: int) -> Tensor:
     return (torch.randn(count, dim, generator=generator) * scale) @ basis.T + 0.05 * seed
 
 
-def timed(function: Callable[[], float], repeats: int) -> tuple[float, float]:
-    """(value, seconds of the fastest repeat)."""
-    seconds = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        value = function()
-        seconds.append(time.perf_counter() - start)
-    return value, min(seconds)
-
-
 def nuclear(x: Tensor, y: Tensor) -> float:
     """The reference for N < d: the nuclear norm of the N x M product, straight from its definition."""
     x, y = x.double(), y.double()
@@ -49,79 +37,68 @@ def nuclear(x: Tensor, y: Tensor) -> float:
     return float((x.mean(0) - y.mean(0)).square().sum() + xc.square().sum() + yc.square().sum() - 2 * root)
 
 
-def full_rank(dim: int, repeats: int) -> dict[str, object]:
+def full_rank(dim: int, rounds: int, warmup: int = 0) -> dict[str, Any]:
+    """Three routes on the moments of N = M = 2d features."""
     a, b = Moments.of(features(2 * dim, dim, 1)), Moments.of(features(2 * dim, dim, 2))
     statistics = a.mean, a.cov(), b.mean, b.cov()
-    result: dict[str, object] = {"dim": dim, "count": 2 * dim}
-    for method in ("symmetric", "eigvals", "sqrtm"):
-        run = partial(frechet_distance_from_statistics, *statistics, method=method)
-        value, seconds = timed(run, repeats)
-        result |= {f"{method}_value": value, f"{method}_seconds": seconds}
-    ours = float(result["symmetric_value"]), float(result["symmetric_seconds"])
-    for method in ("eigvals", "sqrtm"):
-        result[f"{method}_ratio"] = float(result[f"{method}_seconds"]) / ours[1]
-        result[f"{method}_relative_difference"] = abs(float(result[f"{method}_value"]) / ours[0] - 1)
-    return result
+    routes: tuple[Literal["symmetric", "eigvals", "sqrtm"], ...] = ("symmetric", "eigvals", "sqrtm")
+    runs = {method: partial(frechet_distance_from_statistics, *statistics, method=method) for method in routes}
+    timed = race(runs, rounds, warmup=warmup)
+    ours = timed.values["symmetric"]
+    return {
+        "dim": dim,
+        "counts": [2 * dim, 2 * dim],
+        "values": timed.values,
+        "seconds": timed.summary("symmetric"),
+        "relative_difference": {method: abs(value / ours - 1) for method, value in timed.values.items()},
+    }
 
 
-def deficient(dim: int, repeats: int) -> dict[str, object]:
+def deficient(dim: int, rounds: int, warmup: int = 0) -> dict[str, Any]:
+    """The routes on d/4 and d/2 features, against the nuclear norm."""
     x, y = features(dim // 4, dim, 1), features(dim // 2, dim, 2)
-    exact, reference_seconds = timed(lambda: nuclear(x, y), repeats)
-    from_features, features_seconds = timed(lambda: frechet_distance(x, y), repeats)
     a, b = Moments.of(x), Moments.of(y)
-    from_moments, moments_seconds = timed(lambda: frechet_distance(a, b), repeats)
-    eigvals, eigvals_seconds = timed(lambda: frechet_distance(a, b, method="eigvals"), repeats)
+    runs = {
+        "features": lambda: frechet_distance(x, y),
+        "moments": lambda: frechet_distance(a, b),
+        "eigvals": lambda: frechet_distance(a, b, method="eigvals"),
+        "nuclear": lambda: nuclear(x, y),
+    }
+    timed = race(runs, rounds, warmup=warmup)
+    exact = timed.values["nuclear"]
     return {
         "dim": dim,
         "counts": [len(x), len(y)],
-        "nuclear_value": exact,
-        "nuclear_seconds": reference_seconds,
-        "features_seconds": features_seconds,
-        "features_relative_error": abs(from_features / exact - 1),
-        "moments_seconds": moments_seconds,
-        "moments_relative_error": abs(from_moments / exact - 1),
-        "eigvals_seconds": eigvals_seconds,
-        "eigvals_relative_error": abs(eigvals / exact - 1),
-        "features_ratio_to_eigvals": eigvals_seconds / features_seconds,
-        "moments_ratio_to_eigvals": eigvals_seconds / moments_seconds,
+        "values": timed.values,
+        "seconds": timed.summary("features"),
+        "ratio_to_eigvals": {route: timed.ratio("eigvals", route) for route in ("features", "moments")},
+        "relative_error": {route: abs(value / exact - 1) for route, value in timed.values.items()},
     }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--dim", type=int, default=2048, help="feature dimension (default 2048)")
-    parser.add_argument("--repeats", type=int, default=1, help="the fastest of so many runs counts (default 1)")
-    parser.add_argument("--quick", action="store_true", help="dimension 128, three repeats")
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
-    options = parser.parse_args()
-    dim, repeats = (128, 3) if options.quick else (options.dim, options.repeats)
-    warnings.simplefilter("ignore", UserWarning)
-
-    full_rank(32, 1), deficient(32, 1)  # the first calls load SciPy and start LAPACK's threads
-    result = {
-        "machine": f"{platform.machine()}, torch {torch.__version__}, {torch.get_num_threads()} threads",
-        "full_rank": full_rank(dim, repeats),
-        "deficient": deficient(dim, repeats),
-    }
-    if options.json:
-        print(json.dumps(result))
-        return
-    full, few = result["full_rank"], result["deficient"]
-    print(result["machine"])
-    print(f"full rank, d = {dim}, N = M = {2 * dim}, from moments")
-    print(f"  symmetric {full['symmetric_seconds']:8.3f} s   FD {full['symmetric_value']:.10f}")
-    for method, aim in (("eigvals", 2.5), ("sqrtm", 10)):
-        print(
-            f"  {method:9s} {full[f'{method}_seconds']:8.3f} s   {full[f'{method}_ratio']:5.2f} times ours (aim {aim})"
-            f"   relative difference {full[f'{method}_relative_difference']:.1e} (aim 1e-8)"
-        )
-    print(f"rank deficient, d = {dim}, N, M = {few['counts']}, against the nuclear norm (aim 1e-6)")
-    for route in ("features", "moments", "eigvals"):
-        ratio = f"   {few['eigvals_seconds'] / few[f'{route}_seconds']:5.2f} times faster than eigvals"
-        print(
-            f"  {route:9s} {few[f'{route}_seconds']:8.3f} s   "
-            f"relative error {few[f'{route}_relative_error']:.1e}{ratio}"
-        )
+def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
+    made = parser(__doc__, rounds=1)
+    made.add_argument("--dim", type=int, default=2048, help="feature dimension (default 2048; quick 128)")
+    chosen = options(made, argv)
+    dim, before = 128 if chosen.quick else chosen.dim, load()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        full_rank(32, 1), deficient(32, 1)  # the first calls load SciPy and start LAPACK's threads
+        full, few = full_rank(dim, chosen.rounds), deficient(dim, chosen.rounds)
+    print(f"full rank, d = {dim}, N = M = {2 * dim}, from moments; agreement within 1e-8 is the aim")
+    aims = {"symmetric": "-", "eigvals": 2.5, "sqrtm": 10.0}
+    rows = [
+        [route, f["median"], f["ratio"], aims[route], f"{full['relative_difference'][route]:.1e}"]
+        for route, f in full["seconds"].items()
+    ]
+    print(table(["route", "seconds", "times ours", "aim", "difference"], rows))
+    print(f"rank deficient, d = {dim}, N, M = {few['counts']}; 1e-6 to the nuclear norm is the aim")
+    rows = [
+        [route, f["median"], few["ratio_to_eigvals"].get(route, "-"), f"{few['relative_error'][route]:.1e}"]
+        for route, f in few["seconds"].items()
+    ]
+    print(table(["route", "seconds", "eigvals / it", "error"], rows))
+    return finish("frechet", chosen, {"full_rank": full, "deficient": few}, before)
 
 
 if __name__ == "__main__":
