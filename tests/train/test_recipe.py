@@ -314,4 +314,5 @@ def test_presets_for_cuda_say_so_before_any_work(tmp_path, monkeypatch):
     with pytest.raises(InputError, match="sized for a CUDA device"):
         train(config, str(tmp_path / "out"), {}, **QUIET)
     assert not (tmp_path / "out").exists()
+    assert train(config, None, {}, dry_run=True, **QUIET)["resolved"]["plan"]["steps"] == 11
     assert train(config, str(tmp_path / "out"), {"steps": 1}, **QUIET)["steps"] == 1

@@ -53,7 +53,7 @@ def draw_levels(name: str, u: Tensor, schedule: Schedule) -> Tensor:
     if name not in LEVELS:
         raise unknown_name("levels", name, LEVELS)
     t = LEVELS[name](u, schedule)
-    return t if schedule.known is None else schedule.snap(t.clamp_min(schedule.t_min))
+    return t if schedule.known is None else schedule.snap(t)
 
 
 def antithetic(t: Tensor, T: int) -> Tensor:
