@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from scoreline.core.files import atomic_path
-from scoreline.core.systems import facts
+from scoreline.core.systems import SYSTEMS, facts
 
 STATES = {
     "works": "every check is tested, the claim is measured on the present source, the page's command runs in the tests",
@@ -79,10 +79,31 @@ def age(record: dict[str, Any]) -> str:
     )
 
 
+def claim_section(text: str, result: dict[str, Any] | None) -> str:
+    """A system's page with the numbers of the stored result under its last heading, "Measured"."""
+    from scoreline.claims.board import result_page
+
+    head = text.partition("\n## Measured\n")[0].rstrip("\n")
+    return f"{head}\n\n## Measured\n\n{result_page(result)}" if result else f"{head}\n"
+
+
+def measured_pages(docs: Path) -> dict[str, str]:
+    """The pages of systems whose claim is stored, as they should be."""
+    from scoreline.claims.engine import stored_result
+
+    pages = {}
+    for row in SYSTEMS:
+        page, result = docs.parent / row.page, stored_result(row.id)
+        if result is not None and page.exists():
+            pages[row.page.removeprefix("docs/")] = claim_section(page.read_text(encoding="utf-8"), result)
+    return pages
+
+
 def write(docs: Path) -> None:
-    """Write the generated pages; one that would not change is left alone."""
+    """Write the generated pages, and the claims on the systems' own; one that would not change is left alone."""
     records = facts()["systems"]
-    for name, text in (("systems/index.md", systems_page(records)), ("claims.md", claims_page(records))):
+    made = {"systems/index.md": systems_page(records), "claims.md": claims_page(records), **measured_pages(docs)}
+    for name, text in made.items():
         page = docs / name
         if not page.exists() or page.read_text(encoding="utf-8") != text:
             with atomic_path(page) as temporary:
