@@ -9,7 +9,7 @@ network's. Prints seconds, ratios and relative agreement, then the rank-deficien
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Literal
 
@@ -42,7 +42,9 @@ def full_rank(dim: int, rounds: int, warmup: int = 0) -> dict[str, Any]:
     a, b = Moments.of(features(2 * dim, dim, 1)), Moments.of(features(2 * dim, dim, 2))
     statistics = a.mean, a.cov(), b.mean, b.cov()
     routes: tuple[Literal["symmetric", "eigvals", "sqrtm"], ...] = ("symmetric", "eigvals", "sqrtm")
-    runs = {method: partial(frechet_distance_from_statistics, *statistics, method=method) for method in routes}
+    runs: dict[str, Callable[[], float]] = {
+        method: partial(frechet_distance_from_statistics, *statistics, method=method) for method in routes
+    }
     timed = race(runs, rounds, warmup=warmup)
     ours = timed.values["symmetric"]
     return {
