@@ -294,4 +294,4 @@ def test_the_shipped_digits(scoreline: Any) -> None:
     (arm,) = found["arms"]
     assert arm["scores"]["ode-rmse"]["mean"] < 0.2
     assert set(arm["scores"]) == {"ode-rmse", "fd-digits", "fd-pixel"}
-    assert found["scores"]["fd-digits"]["floor"] < arm["scores"]["fd-digits"]["mean"] < 100
+    assert 0 < arm["scores"]["fd-digits"]["mean"] < 3 * found["scores"]["fd-digits"]["floor"]

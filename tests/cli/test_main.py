@@ -44,13 +44,21 @@ def verb_function(
 
 def test_arguments_are_read_by_their_types() -> None:
     typed = ["here", "3", "--needed", "x", "--batch-size=7", "--rate", "-0.001", "--fast", "--mode", "fancy", "--json"]
-    wanted = dict(place="here", maybe=3, needed="x", batch_size=7, rate=-1e-3, fast=True, mode="fancy")
+    wanted = {"place": "here", "maybe": 3, "needed": "x", "batch_size": 7, "rate": -1e-3, "fast": True, "mode": "fancy"}
     assert parse("v", verb_function, typed) == {**wanted, "json": True, "debug": False}
 
 
 def test_defaults_and_underscores() -> None:
     found = parse("v", verb_function, ["here", "--needed", "x", "--batch_size", "5"])
-    wanted = dict(place="here", maybe=None, needed="x", batch_size=5, rate=None, fast=False, mode="plain")
+    wanted = {
+        "place": "here",
+        "maybe": None,
+        "needed": "x",
+        "batch_size": 5,
+        "rate": None,
+        "fast": False,
+        "mode": "plain",
+    }
     assert found == {**wanted, "json": False, "debug": False}
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from scoreline.data import load_images, to_uint8
+from scoreline.data import load_images
 from scoreline.metrics import frechet_distance
 
 
@@ -140,11 +140,11 @@ def test_statistics_of_others_are_read_and_their_gaps_named(scoreline: Any, nois
 @pytest.mark.parametrize(
     "arrays, words",
     [
-        (dict(mu=np.zeros(3), sigma=np.eye(3)), "64"),
-        (dict(mu=np.zeros(64), sigma=np.eye(63)), "sigma"),
-        (dict(mu=np.full(64, np.nan), sigma=np.eye(64)), "NaN"),
-        (dict(mu=np.zeros(64), sigma=np.eye(64), features="inception-2015", weights="x"), "inception-2015"),
-        (dict(mu=np.zeros(64), sigma=np.eye(64), features="pixels", weights="x"), "other weights"),
+        ({"mu": np.zeros(3), "sigma": np.eye(3)}, "64"),
+        ({"mu": np.zeros(64), "sigma": np.eye(63)}, "sigma"),
+        ({"mu": np.full(64, np.nan), "sigma": np.eye(64)}, "NaN"),
+        ({"mu": np.zeros(64), "sigma": np.eye(64), "features": "inception-2015", "weights": "x"}, "inception-2015"),
+        ({"mu": np.zeros(64), "sigma": np.eye(64), "features": "pixels", "weights": "x"}, "other weights"),
     ],
 )
 def test_statistics_that_do_not_fit(

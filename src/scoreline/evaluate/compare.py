@@ -307,11 +307,15 @@ def _stored_reference(
     path = folder / "converged" / f"seed-{seed}.npy"
     if path.is_file():
         try:
-            return torch.from_numpy(np.load(path, allow_pickle=False))
-        except (OSError, ValueError, EOFError) as error:
+            stored = torch.from_numpy(np.load(path, allow_pickle=False))
+        except (OSError, ValueError, EOFError, TypeError) as error:
+            mend = f"cannot be read ({error}); delete it, and it is made again"
+            raise ArtefactError("file", str(path), mend) from None
+        if len(stored) != pairs or stored.dtype != torch.float32 or not bool(stored.isfinite().all()):
             raise ArtefactError(
-                "file", str(path), f"cannot be read ({error}); delete it, and it is made again"
-            ) from None
+                "file", str(path), "does not hold the images it should; delete it, and it is made again"
+            )
+        return stored
     images = converged(model, seed, pairs, labels, batch_size)
     with atomic_path(path) as temporary, open(temporary, "wb") as file:
         np.save(file, images.numpy(), allow_pickle=False)

@@ -40,6 +40,8 @@ class Ledger:
         plain = json.loads(json.dumps(job))
         if mark.exists():
             known = read_json(mark)
+            if not isinstance(known, dict):
+                raise ArtefactError("folder", str(self.path.parent), f"{mark.name} is damaged; delete the folder")
             if known != plain:
                 differing = sorted(k for k in known.keys() | plain.keys() if known.get(k) != plain.get(k))
                 mend = f"holds another run (they differ in {', '.join(differing)}); choose another folder or delete it"

@@ -34,14 +34,16 @@ def progress(title: str, total: int, *, quiet: bool = False) -> Iterator[Callabl
             task = bar.add_task(title, total=total, text="")
             yield lambda n, text: bar.update(task, advance=n, text=text)
         return
-    start, done, last = time.monotonic(), 0, 0.0
+    start, done = time.monotonic(), 0
+    last, said = start, False
 
     def advance(n: int, text: str) -> None:
-        nonlocal done, last
+        nonlocal done, last, said
         done += n
         now = time.monotonic()
-        if now - last > 5 or done >= total:
-            last = now
+        # Short work says nothing.
+        if now - last > 5 or (said and done >= total):
+            last, said = now, True
             left = (now - start) / max(done, 1) * (total - done)
             print(f"{title}: {100 * done / max(total, 1):3.0f} %, {left:.0f} s left, {text}", file=sys.stderr)
 

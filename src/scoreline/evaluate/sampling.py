@@ -128,6 +128,8 @@ def _claim(folder: Path, job: dict[str, Any]) -> None:
     sweep(folder)
     if mark.is_file():
         known = read_json(mark)
+        if not isinstance(known, dict):
+            raise ArtefactError("folder", str(folder), f"{mark.name} is damaged; delete the folder")
         if known != job:
             differing = sorted(key for key in job if known.get(key) != job[key])
             mend = f"holds images of another run ({', '.join(differing)} differ); choose another folder"

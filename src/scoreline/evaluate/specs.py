@@ -56,7 +56,11 @@ def _value(name: str, key: str, text: str) -> Any:
         value = json.loads(text)
     except ValueError:
         value = text
-    wanted: dict[str, tuple[Any, str]] = {"bool": (bool, "true or false"), "int": (int, "a whole number"), "float": ((int, float), "a number")}
+    wanted: dict[str, tuple[Any, str]] = {
+        "bool": (bool, "true or false"),
+        "int": (int, "a whole number"),
+        "float": ((int, float), "a number"),
+    }
     for kind, (types, words) in wanted.items():
         if kind not in hint:
             continue
@@ -111,7 +115,7 @@ def parse_labels(text: str | None, num_classes: int | None) -> list[int] | None:
         return [num_classes]
     labels = []
     for part in text.split(","):
-        if not part.strip().isdigit() or not 0 <= int(part) < num_classes:
+        if not part.strip().isdecimal() or not 0 <= int(part) < num_classes:
             raise InputError("label", part, f"labels are numbers from 0 to {num_classes - 1}, or none")
         labels.append(int(part))
     return labels
