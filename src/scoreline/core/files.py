@@ -43,6 +43,16 @@ def _mend(error: BaseException) -> str | None:
     return _MENDS.get(code) if code is not None else None
 
 
+def _umask() -> int:
+    # The only way to read the mask is to set it; done once, on import, before there are threads.
+    mask = os.umask(0o022)
+    os.umask(mask)
+    return mask
+
+
+_UMASK = _umask()
+
+
 @contextmanager
 def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     """A temporary path beside `path` that takes its place when the block ends well, and is removed when it does not.
@@ -66,6 +76,8 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
         if target.is_dir():
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(target))
         yield temporary
+        # Some writers make files for their owner alone; others may read what any program here writes.
+        os.chmod(temporary, 0o666 & ~_UMASK)
         os.replace(temporary, target)
     except Exception as error:
         mend = _mend(error)

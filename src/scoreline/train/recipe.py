@@ -227,7 +227,9 @@ def _check_fit(method: Method, data: Any) -> None:
 def _apply(recipe: dict[str, Any], changes: Mapping[str, Any]) -> None:
     for key, value in changes.items():
         if key == "data":
-            recipe["data"] = {"source": value}
+            # Another set has its own splits; the same one keeps the recipe's, so that no test image is trained on.
+            if recipe["data"].get("source") != value:
+                recipe["data"] = {"source": value}
         elif key == "lr":
             settings = recipe["settings"] = recipe.get("settings") or {}
             if isinstance(settings.get("lr"), dict):
