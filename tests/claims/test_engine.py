@@ -38,7 +38,7 @@ def test_a_killed_run_goes_on_where_it_was(toy: Toy, tmp_path: Path) -> None:
     assert json.loads((tmp_path / "out/09.json").read_text()) == {k: v for k, v in result.items() if k != "stored"}
 
     third = toy()
-    measure(third, out=tmp_path / "out", quiet=True)
+    assert measure(third, out=tmp_path / "out", quiet=True)["started"] == result["started"]
     assert third.calls == []
 
 

@@ -14,6 +14,7 @@ import math
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -221,7 +222,8 @@ def measure(
     if not smoke:
         job = {"claim": claim.id, "scale": scale, "machine": here, **origin}
         ledger = Ledger(Path(out) / f"{claim.id}-{scale}" / "runs.jsonl", job)
-    started = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    # A run that was stopped began when its ledger did.
+    began = ledger.path.with_suffix(".job.json").stat().st_mtime if ledger is not None else time.time()
     runs = _runs(claim, scale, chosen, ledger, quiet=quiet)
 
     names = list(dict.fromkeys(name for run in runs.values() for name in run))
@@ -252,8 +254,8 @@ def measure(
         "machine": here,
         "versions": versions(),
         "command": command,
-        "started": started,
-        "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "started": _utc(began),
+        "finished": _utc(time.time()),
     }
     files = [] if smoke else [Path(out) / f"{claim.id}.json"]
     files += [RESULTS / f"{claim.id}.json"] if store else []
@@ -301,6 +303,10 @@ def _check(run: Mapping[str, Any], key: str) -> None:
     bad = [name for name, value in run.items() if value is not None and not math.isfinite(value)]
     if bad:
         raise NonFiniteError("run", key, f"{', '.join(bad)} not finite")
+
+
+def _utc(seconds: float) -> str:
+    return datetime.datetime.fromtimestamp(seconds, datetime.UTC).isoformat(timespec="seconds")
 
 
 def _spoken(seconds: float) -> str:
