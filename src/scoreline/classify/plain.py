@@ -84,7 +84,5 @@ class Classification(Method):
 @torch.no_grad()
 def accuracy(classifier: Classifier, images: Tensor, labels: Tensor, *, batch_size: int = 1000) -> float:
     """Share of images (N, C, H, W) whose largest logit is their label (N,)."""
-    right = [
-        (classifier(x).argmax(1) == y).sum() for x, y in zip(images.split(batch_size), labels.split(batch_size))
-    ]
+    right = [(classifier(x).argmax(1) == y).sum() for x, y in zip(images.split(batch_size), labels.split(batch_size))]
     return float(torch.stack(right).sum()) / len(images)

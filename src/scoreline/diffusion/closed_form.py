@@ -126,7 +126,9 @@ class Mixture(Denoiser):
         self.schedule, self.shape, self.perturbation = schedule, tuple(means.shape[1:]), perturbation
         if labels is not None:
             self.num_classes = int(labels.max()) + 1 if num_classes is None else num_classes
-        weights = torch.ones(count, dtype=means.dtype) if weights is None else torch.as_tensor(weights, dtype=means.dtype)
+        weights = (
+            torch.ones(count, dtype=means.dtype) if weights is None else torch.as_tensor(weights, dtype=means.dtype)
+        )
         variances = torch.as_tensor(variances, dtype=means.dtype)
         if (variances < 0).any():
             raise InputError("variances", float(variances.min()), "must not be negative")
@@ -144,7 +146,9 @@ class Mixture(Denoiser):
             known = set(self.labels.tolist()) | {self.num_classes}
             unknown = sorted(set(cond.labels.tolist()) - known)
             if unknown:
-                raise InputError("label", unknown[0], f"no component carries it; known: {sorted(self.labels.unique().tolist())}")
+                raise InputError(
+                    "label", unknown[0], f"no component carries it; known: {sorted(self.labels.unique().tolist())}"
+                )
         return super().given(cond)
 
     def responsibilities(self, x: Tensor, t: Time, cond: Cond | None = None) -> Tensor:

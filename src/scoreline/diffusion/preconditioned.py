@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from scoreline.core.artefact import recorded
 from scoreline.core.cond import Cond
-from scoreline.core.denoiser import Denoiser, Posterior
+from scoreline.core.denoiser import Denoiser, Pair, Posterior
 from scoreline.core.errors import InputError, unknown_name
 from scoreline.core.schedule import Schedule, Time, arithmetic, spread
 
@@ -98,47 +98,66 @@ class Preconditioned(Denoiser):
         self.shape: tuple[int, ...] = tuple(net.in_shape)  # type: ignore[arg-type]
         self.num_classes: int | None = net.num_classes  # type: ignore[assignment]
         self._plan: Any = None
-
-    def _time(self, t: Time, sigma: Time) -> Time:
-        if self.time_input == "ln-sigma/4":
-            return arithmetic(sigma).log(sigma) / 4
-        return t * {"t": 1.0, "999t": 999.0, "1000t": 1000.0}[self.time_input]
+        self._kept: dict[Any, Any] = {}
+        # In a tuple, so that it is not registered a second time; its dtype is the network's, also after .half().
+        self._probe = (next(net.parameters()),)
 
     def posterior(self, x: Tensor, t: Time, cond: Cond | None) -> Posterior:
+        times, scale, mean, eps, sigma = self._coefficients(x, t)
+        dtype = self._probe[0].dtype
+        given = x if scale is None else x * scale
+        raw, taps = self.net.trace(  # type: ignore[operator]
+            given if given.dtype == dtype else given.to(dtype), times, cond, self._plan
+        )
+        if raw is None:  # the plan stops before the end; only its taps are wanted
+            raw = given.new_zeros(len(x), self.shape[0] * (2 if self.learned_variance else 1), *self.shape[1:])
+        if raw.dtype != x.dtype:
+            raw = raw.to(x.dtype)
+        mix = None
+        if self.learned_variance:
+            raw, mix = raw.chunk(2, dim=1)
+        return Posterior(x, raw, mean=mean, eps=eps, sigma=sigma, mix=mix, taps=taps)
+
+    def _coefficients(self, x: Tensor, t: Time) -> tuple[Tensor, Any, Pair, Pair, Any]:
+        """(time input of the network, c_in, mean, eps, sigma) at time t, for images like x.
+
+        A sampler asks for the same few shared times with every batch; those are kept.
+        """
+        if isinstance(t, Tensor):
+            return self._make_coefficients(x, t)
+        key = (t, x.dtype, x.device, self._probe[0].dtype)
+        if key not in self._kept:
+            if len(self._kept) >= 4096:
+                self._kept.clear()
+            self._kept[key] = self._make_coefficients(x, t)
+        return self._kept[key]
+
+    def _make_coefficients(self, x: Tensor, t: Time) -> tuple[Tensor, Any, Pair, Pair, Any]:
         alpha, sigma = self.schedule.alpha(t), self.schedule.sigma(t)
-        level = sigma / alpha if self.kind == "edm" or self.time_input == "ln-sigma/4" else sigma
-        dtype = next(self.net.parameters()).dtype
-        c_noise = self._time(t, level)
+        dtype = self._probe[0].dtype
+        if self.time_input == "ln-sigma/4":
+            level = sigma / alpha
+            c_noise = arithmetic(level).log(level) / 4
+        else:
+            c_noise = t * {"t": 1.0, "999t": 999.0, "1000t": 1000.0}[self.time_input]
         if isinstance(c_noise, Tensor):
             times = c_noise.to(x.device, dtype).reshape(-1)
         else:
             times = torch.full((1,), float(c_noise), dtype=dtype, device=x.device)
-        given = x
-        if self.kind == "edm":
-            c_skip, c_out, c_in, _ = edm_scalings(level, self.sigma_data)
-            given = x * spread(c_in / alpha, x)
-        raw, taps = self.net.trace(given.to(dtype), times, cond, self._plan)  # type: ignore[operator]
-        if raw is None:  # the plan stops before the end; only its taps are wanted
-            raw = given.new_zeros(len(x), self.shape[0] * (2 if self.learned_variance else 1), *self.shape[1:])
-        raw = raw.to(x.dtype)
-        mix = None
-        if self.learned_variance:
-            raw, mix = raw.chunk(2, dim=1)
         a, s = spread(alpha, x), spread(sigma, x)
         if self.kind == "edm":
-            level, c_skip, c_out = spread(level, x), spread(c_skip, x), spread(c_out, x)
+            c_skip, c_out, c_in, _ = edm_scalings(sigma / alpha, self.sigma_data)
+            scale = spread(c_in / alpha, x)
+            level, c_skip, c_out = spread(sigma / alpha, x), spread(c_skip, x), spread(c_out, x)
             # eps = (x/alpha - mean)/level with the two x terms merged: level/(level^2+sd^2) x/alpha - c_out/level F.
-            mean = (c_skip / a, c_out)
-            eps = (c_skip * level / self.sigma_data**2 / a, -c_out / level)
-        elif self.kind == "eps":
-            mean, eps = (1 / a, -s / a), (0.0, 1.0)
-        elif self.kind == "v":
-            mean, eps = (a, -s), (s, a)
-        elif self.kind == "x0":
-            mean, eps = (0.0, 1.0), (1 / s, -a / s)
-        else:
-            mean, eps = (1.0, -s), (1.0, a)
-        return Posterior(x, raw, mean=mean, eps=eps, sigma=s, mix=mix, taps=taps)
+            return times, scale, (c_skip / a, c_out), (c_skip * level / self.sigma_data**2 / a, -c_out / level), s
+        if self.kind == "eps":
+            return times, None, (1 / a, -s / a), (0.0, 1.0), s
+        if self.kind == "v":
+            return times, None, (a, -s), (s, a), s
+        if self.kind == "x0":
+            return times, None, (0.0, 1.0), (1 / s, -a / s), s
+        return times, None, (1.0, -s), (1.0, a), s
 
     def target(self, x0: Tensor, x: Tensor, t: Time, noise: Tensor) -> Tensor:
         """What the network should answer for x = x_t = alpha x_0 + sigma noise, in its own kind.

@@ -357,9 +357,7 @@ class Discrete(Schedule):
     grid = "trailing"
     clean = -1.0
 
-    def __init__(
-        self, *, betas: str | list[float] = "linear", T: int = 1000, zero_terminal_snr: bool = False
-    ) -> None:
+    def __init__(self, *, betas: str | list[float] = "linear", T: int = 1000, zero_terminal_snr: bool = False) -> None:
         if T < 2:
             raise InputError("T", T, "a table has at least 2 levels")
         table = beta_table(betas, T) if isinstance(betas, str) else np.asarray(betas, dtype=np.float64)
@@ -380,6 +378,7 @@ class Discrete(Schedule):
         with np.errstate(divide="ignore"):
             # Entry 0 is the clean end, entry 1 + t is level t.
             self._log_alpha_table = np.append(0.0, 0.5 * np.log(self.abar))
+        self._entries: list[float] = self._log_alpha_table.tolist()
         self._on: dict[torch.device, Tensor] = {}
 
     def _table(self, device: torch.device) -> Tensor:
@@ -394,6 +393,8 @@ class Discrete(Schedule):
             low = at.floor().clamp(max=self.T - 1)
             a, b, w = table[low.long()], table[low.long() + 1], at - low
             return torch.where(w == 0, a, torch.where(w == 1, b, a + w * (b - a)))
+        if not isinstance(t, np.ndarray) and 0 <= t + 1 <= self.T and (t + 1) % 1 == 0:
+            return self._entries[int(t) + 1]  # the fast path of samplers: a known level
         at = np.maximum(np.asarray(double(t) + 1.0), 0.0)
         low = np.minimum(np.floor(at), self.T - 1).astype(np.int64)
         a, b, w = self._log_alpha_table[low], self._log_alpha_table[low + 1], at - low

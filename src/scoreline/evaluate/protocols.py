@@ -3,7 +3,7 @@
 fid@digits: Frechet distance between the features of 10,000 generated digits, labels in equal shares, and those of the
 test split of the digits (500 images, never trained on by a shipped model). The features are the hidden layer of the
 shipped `digits-net`, named by its hash: a changed network would be a new name. The floor printed beside it is the same
-distance for 10,000 draws from the training split, the independent real part. With other counts the number is called
+distance for 10,000 draws from the training split, the independent real part, labels in equal shares too. With other counts the number is called
 fd-digits, and compares only with its like.
 """
 
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from scoreline.core.artefact import load_artefact
 from scoreline.core.encoder import Encoder
-from scoreline.core.errors import InputError, unknown_name
+from scoreline.core.errors import ArtefactError, InputError, unknown_name
 from scoreline.core.load import model_path
 from scoreline.core.moments import Moments
 from scoreline.core.score import Protocol, Score
@@ -29,8 +29,8 @@ from scoreline.nn.features import Pixels
 __all__ = ["FID_DIGITS_COUNT", "FrechetProtocol", "digits_net", "features_of", "pick_encoder"]
 
 FID_DIGITS_COUNT = 10_000
-FID_DIGITS_NETWORK = ""
-FID_DIGITS_REFERENCE = ""
+FID_DIGITS_NETWORK = "005a200450439ac8d86c88988cba4094b46ae355c8d0478548a95a542cf18798"
+FID_DIGITS_REFERENCE = "cca4b1be673783887475dc008e71dbbc089a151ea127d6a1d56bfdf43987988a"
 
 
 @functools.cache
@@ -41,6 +41,8 @@ def digits_net() -> Encoder:
         ArtefactError: the installed file is not the network that the name stands for.
     """
     net, _ = load_artefact(model_path("digits-net"), kind="encoder")
+    if net.protocol["weights"] != FID_DIGITS_NETWORK:
+        raise ArtefactError("digits-net", str(model_path("digits-net")), "is not the network of fid@digits; reinstall")
     return net
 
 
@@ -66,7 +68,11 @@ def pick_encoder(name: str, images: Images) -> Encoder:
     if name == "inception-2015":
         from scoreline.nn.inception import Inception2015
 
-        return Inception2015.load()
+        try:
+            return Inception2015.load()
+        except ArtefactError as error:
+            mend = f"{error.mend}; or measure pixels with --features pixels"
+            raise ArtefactError(error.thing, error.value, mend) from None
     raise unknown_name("features", name, ["auto", "digits", "inception-2015", "pixels"])
 
 
@@ -110,7 +116,8 @@ class FrechetProtocol:
         """What the number is called: fid@digits only under its full protocol, fd-<features> otherwise."""
         features = self.base.features
         full = features == "digits" and count == FID_DIGITS_COUNT
-        full = full and (self.base.reference, self.base.reference_split) == ("digits", "test")
+        full = full and self.base.weights == FID_DIGITS_NETWORK and self.base.resize == "none"
+        full = full and self.base.reference_fingerprint == FID_DIGITS_REFERENCE
         if full:
             return "fid@digits"
         return {"pixels": "fd-pixel", "inception-2015": "fid"}.get(features, f"fd-{features}")
@@ -130,9 +137,14 @@ class FrechetProtocol:
         return Score(self.name(count), value, self.protocol(count), higher_is_better=False, cost=cost or {})
 
     def floor(self, real: Images, count: int, *, seed: int = 0) -> float:
-        """The distance of `count` draws, with replacement, from an independent real set."""
+        """The distance of `count` draws, with replacement, from an independent real set, its classes in equal shares."""
         generator = torch.Generator().manual_seed(seed)
         rows = torch.randint(len(real), (count,), generator=generator)
+        if real.num_classes is not None and real.labels is not None and real.labels.ndim == 1:
+            # As the generated sets have them; else a small floor would hold the chance of its labels.
+            labels = torch.from_numpy(real.labels)
+            members = [torch.nonzero(labels == c)[:, 0] for c in range(real.num_classes)]
+            rows = torch.stack([m[int(r) % len(m)] for r, m in zip(rows, members * count) if len(m)])
         features = features_of(self.encoder, real.batch(range(len(real))).image)
         return self.distance(features[rows])
 

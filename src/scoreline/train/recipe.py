@@ -1,15 +1,15 @@
 """Recipes: a whole training as a small YAML file, the form of the shipped presets.
 
-    data: {source: digits, split: train}
-    model: {kind: denoiser, name: preconditioned, args: {...}}     # as in an artefact's header
-    method: denoising                                              # a short name
-    settings: {lr: {cosine: {lr: 0.003, warmup: 100}}, ...}        # the method's arguments
-    steps: 4000
-    batch_size: 128
-    seed: 0
-    ema: 0.999                                                     # or a list of decays
-    sample_every: 1000                                             # steps between sample grids
-    requires: cuda                                                 # presets that a laptop cannot finish say so
+data: {source: digits, split: train}
+model: {kind: denoiser, name: preconditioned, args: {...}}     # as in an artefact's header
+method: denoising                                              # a short name
+settings: {lr: {cosine: {lr: 0.003, warmup: 100}}, ...}        # the method's arguments
+steps: 4000
+batch_size: 128
+seed: 0
+ema: 0.999                                                     # or a list of decays
+sample_every: 1000                                             # steps between sample grids
+requires: cuda                                                 # presets that a laptop cannot finish say so
 """
 
 from __future__ import annotations
