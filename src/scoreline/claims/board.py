@@ -59,7 +59,7 @@ def result_page(result: Mapping[str, Any]) -> str:
     lines += [
         f"Measured with `{result['command'] or 'scoreline claims ' + result['id']}` "
         f"(scale {result['scale']}, {len(result['seeds'])} seeds, {result['finished'][:10]}, "
-        f"{machine['processor']}, {machine['threads']} threads, torch {machine['torch']}).",
+        f"{machine['processor']}, threads: {machine['threads']}, torch {machine['torch']}).",
         "",
         "| what the paper promises | seen | numbers |",
         "| --- | --- | --- |",
