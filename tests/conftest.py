@@ -81,3 +81,8 @@ class Recorder:
     def pytest_sessionfinish(self) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self.path.write_text(json.dumps(dict(sorted(self.tests.items())), indent=1) + "\n", encoding="utf-8")
+
+
+def pytest_make_parametrize_id(val: object) -> str | None:
+    """Names that are the same in every process: not the address of an object, which pytest-xdist would trip over."""
+    return type(val).__name__ if " at 0x" in repr(val) else None

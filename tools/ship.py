@@ -2,8 +2,9 @@
 
     python tools/ship.py NAME runs/NAME/model.safetensors [--quick]
 
-A denoiser is scored under fid@digits (10,000 images a seed) with the sampler its card recommends, three seeds, and one
-in continuous time with its converged ODE, one seed; `--quick` leaves the scores out. The digits feature network gets its accuracy on both splits.
+A denoiser is scored under fid@digits (10,000 images a seed) with the sampler its card recommends, three seeds, and
+one in continuous time with its converged ODE, one seed; `--quick` leaves the scores out. The digits feature network
+gets its accuracy on both splits.
 """
 
 from __future__ import annotations

@@ -36,7 +36,7 @@ def test_affine_is_a_x_plus_b_y() -> None:
         assert torch.equal(y, kept[1])
 
 
-@pytest.mark.parametrize("inner, outer", itertools.permutations(SCHEDULES, 2), ids=lambda s: type(s).__name__)
+@pytest.mark.parametrize("inner, outer", list(itertools.permutations(SCHEDULES, 2)), ids=lambda s: type(s).__name__)
 def test_a_model_on_another_schedule_is_the_model_built_there(inner: Schedule, outer: Schedule) -> None:
     moved, built = gaussian(inner).on(outer), gaussian(outer)
     times = outer.time(np.array([-2.0, -0.5, 0.0, 1.0, 2.5]))
@@ -69,7 +69,7 @@ def test_on_its_own_schedule_a_model_is_itself() -> None:
         (Discrete(), EDM(), [10.0, 0.002]),
         (EDM(), Flow(), [1.0, 0.5]),
     ],
-    ids=str,
+    ids=lambda v: type(v).__name__ if " at 0x" in repr(v) else str(v),
 )
 def test_levels_beyond_the_training_range_need_a_word(inner: Schedule, outer: Schedule, times: list[float]) -> None:
     draws = Noise(0).at([0], (2,), dtype=F8)

@@ -139,7 +139,9 @@ def test_min_snr_loss(kind):
 
 
 @pytest.mark.parametrize(
-    "kind, schedule, learned", [*[(k, s, False) for k, s in FITS], ("eps", Discrete(T=50), True)], ids=str
+    "kind, schedule, learned",
+    [*[(k, s, False) for k, s in FITS], ("eps", Discrete(T=50), True)],
+    ids=lambda v: type(v).__name__ if " at 0x" in repr(v) else str(v),
 )
 def test_a_batch_cut_in_two_has_the_same_loss(kind, schedule, learned):
     labels = torch.arange(12) % 3

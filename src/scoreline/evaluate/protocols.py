@@ -2,9 +2,9 @@
 
 fid@digits: Frechet distance between the features of 10,000 generated digits, labels in equal shares, and those of the
 test split of the digits (500 images, never trained on by a shipped model). The features are the hidden layer of the
-shipped `digits-net`, named by its hash: a changed network would be a new name. The floor printed beside it is the same
-distance for 10,000 draws from the training split, the independent real part, labels in equal shares too. With other counts the number is called
-fd-digits, and compares only with its like.
+shipped `digits-net`, named by its hash: a changed network would be a new name. The floor printed beside it is the
+same distance for 10,000 draws from the training split, the independent real part, labels in equal shares too. With
+other counts the number is called fd-digits, and compares only with its like.
 """
 
 from __future__ import annotations
@@ -137,7 +137,7 @@ class FrechetProtocol:
         return Score(self.name(count), value, self.protocol(count), higher_is_better=False, cost=cost or {})
 
     def floor(self, real: Images, count: int, *, seed: int = 0) -> float:
-        """The distance of `count` draws, with replacement, from an independent real set, its classes in equal shares."""
+        """The distance of `count` draws from an independent real set, with replacement, classes in equal shares."""
         generator = torch.Generator().manual_seed(seed)
         rows = torch.randint(len(real), (count,), generator=generator)
         if real.num_classes is not None and real.labels is not None and real.labels.ndim == 1:
