@@ -123,7 +123,7 @@ def test_weights_that_are_not_those_of_the_fingerprint(scoreline: Any, tiny: str
 
 
 def test_a_model_of_another_class(scoreline: Any, tmp_path: Path) -> None:
-    everywhere(scoreline, "digits-net", tmp_path, "holds a encoder", codes=(1,))
+    everywhere(scoreline, "digits-net", tmp_path, "its kind is encoder", codes=(1,))
 
 
 @pytest.mark.parametrize(

@@ -94,6 +94,11 @@ class Draws:
     def __len__(self) -> int:
         return len(self.indices)
 
+    @property
+    def numbers(self) -> Tensor:
+        """The images' numbers, (B,) int64 on the draws' device."""
+        return torch.from_numpy(self.indices).to(self.device)
+
     def _at(self, index: int, step: int, part: int) -> np.random.Generator:
         # Philox is counter-based: (seed, index) is the key, (step, part) the upper half of the counter, so that every
         # draw starts at a place of its own and the lower half never runs into the next one.

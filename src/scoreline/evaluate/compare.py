@@ -244,6 +244,7 @@ def compare(
         },
         "machine": machine(),
         "seeds": list(seeds),
+        "interval": "95 % Student t interval of the mean over seeds",
         "count": count,
         "pairs": pairs,
         "reference": {
