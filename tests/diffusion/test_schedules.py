@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from scoreline.core.errors import InputError
 from scoreline.core.names import lookup, names
 from scoreline.core.schedule import Schedule
+from scoreline.diffusion.betas import BETAS, beta_table, rescale_zero_terminal_snr
 from scoreline.diffusion.schedules import (
-    BETAS,
     EDM,
     VE,
     VP,
@@ -23,8 +23,6 @@ from scoreline.diffusion.schedules import (
     Discrete,
     Flow,
     SubVP,
-    beta_table,
-    rescale_zero_terminal_snr,
 )
 
 SCHEDULES: dict[str, Schedule] = {

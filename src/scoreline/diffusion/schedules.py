@@ -13,12 +13,11 @@ import torch
 from torch import Tensor
 
 from scoreline.core.artefact import recorded
-from scoreline.core.errors import InputError, unknown_name
+from scoreline.core.errors import InputError
 from scoreline.core.schedule import Schedule, Time, arithmetic, double
+from scoreline.diffusion.betas import beta_table, rescale_zero_terminal_snr
 
-__all__ = [
-    "EDM", "VE", "VP", "BETAS", "Cosine", "Discrete", "Flow", "SubVP", "beta_table", "rescale_zero_terminal_snr",
-]  # fmt: skip
+__all__ = ["EDM", "VE", "VP", "Cosine", "Discrete", "Flow", "SubVP"]
 
 
 def _ones(t: Time) -> Time:
@@ -272,73 +271,6 @@ class Flow(Schedule):
         return -one, one
 
 
-def linear_betas(T: int, *, start: float = 1e-4, end: float = 0.02) -> np.ndarray:
-    """beta from start*(1000/T) to end*(1000/T), evenly spaced, (T,) float64. Reference: Ho et al. 2020."""
-    scale = 1000.0 / T
-    return np.linspace(start * scale, end * scale, T, dtype=np.float64)
-
-
-def cosine_betas(T: int, *, s: float = 0.008, clip: float = 0.999) -> np.ndarray:
-    """beta_t = min(1 - f((t+1)/T)/f(t/T), clip), f(u) = cos^2(pi/2 (u + s)/(1 + s)). Ref.: Nichol & Dhariwal 2021."""
-    f = np.cos((np.arange(T + 1, dtype=np.float64) / T + s) / (1 + s) * np.pi / 2) ** 2
-    return np.minimum(1 - f[1:] / f[:-1], clip)
-
-
-def quadratic_betas(T: int, *, start: float = 0.00085, end: float = 0.012) -> np.ndarray:
-    """linspace(sqrt(start), sqrt(end))^2, the "scaled linear" table of latent diffusion, (T,) float64."""
-    return np.linspace(math.sqrt(start), math.sqrt(end), T, dtype=np.float64) ** 2
-
-
-def sigmoid_betas(T: int, *, start: float = 1e-4, end: float = 0.02) -> np.ndarray:
-    """start + (end - start) sigmoid(linspace(-6, 6, T)), (T,) float64."""
-    return start + (end - start) / (1 + np.exp(-np.linspace(-6, 6, T, dtype=np.float64)))
-
-
-def constant_betas(T: int, *, end: float = 0.02) -> np.ndarray:
-    """beta = end everywhere, (T,) float64."""
-    return np.full(T, end, dtype=np.float64)
-
-
-def jsd_betas(T: int) -> np.ndarray:
-    """1/T, 1/(T-1), ..., 1, (T,) float64; the last beta is 1, which leaves no signal."""
-    return 1.0 / np.linspace(T, 1, T, dtype=np.float64)
-
-
-BETAS = {
-    "linear": linear_betas,
-    "cosine": cosine_betas,
-    "quadratic": quadratic_betas,
-    "sigmoid": sigmoid_betas,
-    "constant": constant_betas,
-    "jsd": jsd_betas,
-}
-
-
-def beta_table(name: str, T: int) -> np.ndarray:
-    """The raw table of betas of a named schedule, (T,) float64.
-
-    Raises:
-        InputError: the name is unknown.
-    """
-    if name not in BETAS:
-        raise unknown_name("beta schedule", name, BETAS)
-    return BETAS[name](T)
-
-
-def rescale_zero_terminal_snr(betas: np.ndarray) -> np.ndarray:
-    """Betas whose last abar is exactly 0 and whose first is unchanged.
-
-    s_t = sqrt(abar_t);  s'_t = (s_t - s_{T-1}) s_0/(s_0 - s_{T-1});  betas from the ratios of s'^2.
-
-    Reference: Lin et al. 2023.
-    """
-    s = np.sqrt(np.cumprod(1 - betas))
-    scaled = (s - s[-1]) * (s[0] / (s[0] - s[-1]))
-    abar = scaled**2
-    abar[0], abar[-1] = 1 - betas[0], 0.0
-    return np.append(betas[:1], 1 - abar[1:] / abar[:-1])
-
-
 @recorded
 class Discrete(Schedule):
     """A table of T noise levels, variance preserving: alpha_t = sqrt(abar_t), t = 0 ... T-1, t = 0 least noisy.
@@ -346,7 +278,7 @@ class Discrete(Schedule):
     Times between the entries interpolate log alpha linearly; samplers snap to the entries. The clean end is t = -1.
 
     Args:
-        betas: name of a table in `BETAS`, or the T values themselves, each in (0, 1).
+        betas: name of a table in `scoreline.diffusion.betas.BETAS`, or the T values themselves, each in (0, 1).
         T: number of levels (ignored when `betas` holds values).
         zero_terminal_snr: rescale so that the last level holds no signal; then eps-prediction is undefined there.
 
