@@ -12,6 +12,7 @@ as modes, so that their numbers can be reproduced.
 
 from __future__ import annotations
 
+import itertools
 import warnings
 from dataclasses import dataclass
 from typing import Literal
@@ -212,13 +213,29 @@ def _distance(a: _Gaussian, b: _Gaussian, method: str, eps: float) -> float:
 def _symmetric(a: _Gaussian, b: _Gaussian) -> float:
     lower_a = a.cholesky()
     if lower_a is not None and b.rank == len(b.mean):
-        lam = torch.linalg.eigvalsh(lower_a.T @ b.cov() @ lower_a)
+        lam = torch.linalg.eigvalsh(_sandwich(lower_a, b.cov()))
         # eigvalsh errs by about eps max(lam) in each lam, hence by eps max(lam) / (2 sqrt lam) in its root
         bound = (_EPS * lam[-1] / (2 * lam.clamp(min=float(_EPS * lam[-1])).sqrt())).sum()
         if bound <= _TOLERANCE * (a.trace() + b.trace()):
             return float(lam.clamp(min=0).sqrt().sum())
     product = a.factor(lower_a).T @ b.factor(b.cholesky())
     return float(torch.linalg.svdvals(product).sum()) if product.numel() else 0.0
+
+
+def _sandwich(lower: Tensor, cov: Tensor, *, blocks: int = 4) -> Tensor:
+    """The lower triangle of L^T S L, L (d, d) lower triangular and S symmetric; what is above it is left 0.
+
+    In blocks, so that neither the zeros of L nor the upper half of the product are multiplied: half of the work.
+    """
+    d = len(lower)
+    cuts = [d * i // blocks for i in range(blocks + 1)]
+    half = torch.empty_like(cov)
+    for start, stop in itertools.pairwise(cuts):
+        half[:, start:stop] = cov[:, start:] @ lower[start:, start:stop]
+    product = torch.zeros_like(cov)
+    for start, stop in itertools.pairwise(cuts):
+        product[start:stop, :stop] = lower[start:, start:stop].T @ half[start:, :stop]
+    return product
 
 
 def _sqrtm(cov_real: Tensor, cov_generated: Tensor, eps: float) -> float:
