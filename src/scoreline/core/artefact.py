@@ -210,9 +210,7 @@ def load_artefact(
 
     header = read_header(path)
     if kind is not None and header["kind"] != kind:
-        raise ArtefactError(
-            "artefact", str(path), f"its kind is {header['kind']} ({header['name']}), where {kind} is needed"
-        )
+        raise ArtefactError("artefact", str(path), f"its kind is {header['kind']} ({header['name']}), not a {kind}")
     if belongs_to is not None and header.get("belongs_to") != belongs_to:
         raise ArtefactError("artefact", str(path), "was made for another model; make one for this model")
     tensors = load_file(path)
