@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -10,7 +12,7 @@ from scoreline.core.load import load
 from scoreline.core.noise import Noise
 from scoreline.diffusion.closed_form import Gaussian
 from scoreline.diffusion.schedules import EDM
-from scoreline.evaluate.compare import arms_of, converged, converged_sampler, model_macs, rmse_per_image
+from scoreline.evaluate.compare import arms_of, compare, converged, converged_sampler, model_macs, rmse_per_image
 from scoreline.evaluate.specs import guided, make_sampler
 
 
@@ -66,3 +68,16 @@ def test_arms(tiny: str) -> None:
         arms_of(model, ["heun"], [1, 2])
     with pytest.raises(InputError, match="at least one"):
         arms_of(model, [], [10])
+
+
+def test_a_device_that_is_not_there_is_refused_before_anything_is_written(tiny: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="device 'cuda"):
+        compare(tiny, ["ddim"], [5], tmp_path / "out", count=4, features="pixels", device="cuda:99")
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_device_is_named_in_the_results(tiny: str, tmp_path: Path) -> None:
+    found = compare(
+        tiny, ["ddim"], [2], tmp_path, seeds=[0], count=4, pairs=2, features="pixels", device="cpu", quiet=True
+    )
+    assert found["machine"]["device"] == "cpu"

@@ -38,6 +38,7 @@ def run(
     labels: str | None = None,
     data: str | None = None,
     features: Literal["auto", "digits", "inception-2015", "pixels"] = "auto",
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto",
     command: str = "",
     quiet: bool = False,
 ) -> dict[str, Any]:
@@ -57,6 +58,7 @@ def run(
         labels: classes to ask for, as 0,1,7; none for no class; nothing for all in turn.
         data: reference data set; nothing takes the one in the model's card.
         features: feature network; auto takes digits for 8x8 grey images and inception-2015 elsewhere.
+        device: where to sample; auto takes CUDA or MPS where there is one.
     """
     from scoreline.core.errors import InputError
     from scoreline.evaluate.compare import compare
@@ -68,7 +70,7 @@ def run(
     results = compare(
         model, names, numbers(nfe, "nfe"), out, seeds=numbers(seeds, "seeds"), count=count, pairs=pairs,
         batch_size=batch_size, guidance=guidance, clip=clip, labels=labels, data=data, features=features,
-        command=command, quiet=quiet,
+        device=device, command=command, quiet=quiet,
     )  # fmt: skip
     results["files"] = [str(path) for path in write_report(results, out)]
     return results

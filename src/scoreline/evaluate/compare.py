@@ -25,6 +25,7 @@ from torch import Tensor
 import scoreline
 from scoreline.core.cost import count_macs, machine, measured
 from scoreline.core.denoiser import Denoiser
+from scoreline.core.device import pick_device
 from scoreline.core.errors import ArtefactError, InputError
 from scoreline.core.files import atomic_path, write_json
 from scoreline.core.load import load
@@ -43,6 +44,7 @@ __all__ = ["Arm", "compare", "converged", "converged_sampler", "model_macs", "rm
 
 PICTURES = 20
 REFERENCE_STEPS = 64
+CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -70,14 +72,30 @@ def converged_sampler(model: Denoiser) -> Sampler:
     return make_sampler(f"dpm-solver++3m:grid={grid}", steps=REFERENCE_STEPS * (3 if grid == "trailing" else 1))
 
 
-def converged(model: Denoiser, seed: int, count: int, chosen: list[int] | None, batch_size: int) -> Tensor:
-    """The first `count` images of a seed by the converged ODE, (count, C, H, W) float32."""
+def _given(model: Denoiser, indices: range, labels: list[int] | None, device: torch.device) -> Denoiser:
+    cond = labels_for(indices, model.num_classes, labels)
+    return model.given(cond if cond is None else cond.to(device))
+
+
+def converged(
+    model: Denoiser,
+    seed: int,
+    count: int,
+    chosen: list[int] | None,
+    batch_size: int,
+    device: torch.device = CPU,
+) -> Tensor:
+    """The first `count` images of a seed by the converged ODE, (count, C, H, W) float32 on the CPU.
+
+    The state is kept in float64, on Metal, which has none, in float32.
+    """
     images = []
+    dtype = torch.float32 if device.type == "mps" else torch.float64
     for start in range(0, count, batch_size):
         indices = range(start, min(start + batch_size, count))
-        draws = Noise(seed).at(indices, model.shape, dtype=torch.float64)
-        sample = converged_sampler(model)(model.given(labels_for(indices, model.num_classes, chosen)), draws)
-        images.append(model.decode(sample.x.float()).clamp(-1, 1))
+        draws = Noise(seed).at(indices, model.shape, device=device, dtype=dtype)
+        sample = converged_sampler(model)(_given(model, indices, chosen, device), draws)
+        images.append(model.decode(sample.x.float()).clamp(-1, 1).cpu())
     return torch.cat(images)
 
 
@@ -131,6 +149,7 @@ def compare(
     labels: str | None = None,
     data: str | None = None,
     features: str = "auto",
+    device: str = "auto",
     command: str = "",
     quiet: bool = False,
 ) -> dict[str, Any]:
@@ -150,6 +169,7 @@ def compare(
         labels: classes asked for in turn, as `0,1,7`, or `none`; None takes all.
         data: reference data set, None for the one in the model's card.
         features: feature network, see `pick_encoder`.
+        device: where to sample, see `pick_device`; scores are computed on the CPU.
         command: what the user typed, for the record.
         quiet: no progress on stderr.
 
@@ -191,25 +211,29 @@ def compare(
             mend = "such a distance is far too high; raise --count" if fewest == count else "take a larger reference"
             warnings.append(f"{scorer.name(count)}: {fewest} images a set, but {dim} features: {mend}")
     pairs = min(pairs, count)
+    place = pick_device(device)
+    macs = model_macs(bare)
+    model = model.to(place)
 
     folder = Path(out)
     job = {
         "model": header["fingerprint"], "guidance": guidance, "clip": clip, "labels": labels, "count": count,
         "pairs": pairs, "batch_size": batch_size, "protocols": [s.protocol(count).fingerprint for s in scorers],
-        "version": scoreline.__version__,
+        "device": place.type, "version": scoreline.__version__,
     }  # fmt: skip
     ledger = Ledger(folder / "ledger.jsonl", job)
     units = len(seeds) * (pairs * converged_sampler(model).cost(REFERENCE_STEPS) + count * sum(a.nfe for a in arms))
     with progress("compare", units, quiet=quiet) as advance:
         exact = {}
         for seed in seeds:
-            exact[seed] = _stored_reference(folder, model, seed, pairs, chosen, batch_size)
+            exact[seed] = _stored_reference(folder, model, seed, pairs, chosen, batch_size, place)
             advance(pairs * converged_sampler(model).cost(REFERENCE_STEPS), f"converged ODE, seed {seed}")
         for arm in arms:
             for seed in seeds:
                 key = _key(arm, seed)
                 if key not in ledger:
-                    ledger.add(key, **_run(model, arm, seed, count, chosen, batch_size, scorers, exact[seed], folder))
+                    made_now = _run(model, arm, seed, count, chosen, batch_size, scorers, exact[seed], folder, place)
+                    ledger.add(key, **made_now)
                 advance(count * arm.nfe, f"{arm.name}, seed {seed}")
         real = reference.batch(range(min(PICTURES, len(reference)))).image
         write_png(folder / "pictures" / "real.png", picture_grid(real, columns=10))
@@ -220,7 +244,6 @@ def compare(
     shared += ["--clip"] if clip else []
     names = ["ode-rmse", *(s.name(count) for s in scorers)]
     rows = [_arm_result(arm, ledger, seeds, names, ["scoreline", "sample", model_name], shared) for arm in arms]
-    macs = model_macs(bare)
     for row in rows:
         row["macs"] = int(row["nfe"] * macs)
     independent = load_images(source, split="train") if source == "digits" else None
@@ -242,7 +265,7 @@ def compare(
         "data": {
             "name": source, "split": split, "fingerprint": reference.fingerprint, "count": len(reference),
         },
-        "machine": machine(),
+        "machine": machine() | {"device": str(place)},
         "seeds": list(seeds),
         "interval": "95 % Student t interval of the mean over seeds",
         "count": count,
@@ -303,8 +326,9 @@ def _key(arm: Arm, seed: int) -> str:
 
 
 def _stored_reference(
-    folder: Path, model: Denoiser, seed: int, pairs: int, labels: list[int] | None, batch_size: int
-) -> Tensor:
+    folder: Path, model: Denoiser, seed: int, pairs: int, labels: list[int] | None, batch_size: int,
+    device: torch.device,
+) -> Tensor:  # fmt: skip
     path = folder / "converged" / f"seed-{seed}.npy"
     if path.is_file():
         try:
@@ -317,7 +341,7 @@ def _stored_reference(
                 "file", str(path), "does not hold the images it should; delete it, and it is made again"
             )
         return stored
-    images = converged(model, seed, pairs, labels, batch_size)
+    images = converged(model, seed, pairs, labels, batch_size, device)
     with atomic_path(path) as temporary, open(temporary, "wb") as file:
         np.save(file, images.numpy(), allow_pickle=False)
     return images
@@ -326,17 +350,18 @@ def _stored_reference(
 def _run(
     model: Denoiser, arm: Arm, seed: int, count: int, labels: list[int] | None, batch_size: int,
     scorers: Sequence[FrechetProtocol], exact: Tensor, folder: Path,
+    device: torch.device,
 ) -> dict[str, Any]:  # fmt: skip
     images, seconds, memory, nfe = [], 0.0, 0, 0.0
     for start in range(0, count, batch_size):
         indices = range(start, min(start + batch_size, count))
-        draws = Noise(seed).at(indices, model.shape)
-        given = model.given(labels_for(indices, model.num_classes, labels))
-        with measured() as cost:
+        draws = Noise(seed).at(indices, model.shape, device=device)
+        given = _given(model, indices, labels, device)
+        with measured(device) as cost:
             sample = arm.sampler(given, draws)
             made = model.decode(sample.x).clamp(-1, 1)
         seconds, memory, nfe = seconds + cost.seconds, max(memory, cost.peak_memory), max(nfe, sample.nfe_max)
-        images.append(made)
+        images.append(made.cpu())
     x = torch.cat(images)
     if not bool(torch.isfinite(x).all()):
         raise InputError("arm", arm.name, "made images that are not finite; try more steps, another grid or --clip")

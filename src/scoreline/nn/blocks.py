@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from scoreline.core.errors import InputError
 from scoreline.nn.embeddings import require_choice
 from scoreline.nn.plan import Tracer
+from scoreline.nn.winograd import Conv3x3
 
 __all__ = [
     "Attention",
@@ -56,7 +57,8 @@ def conv2d(
 ) -> nn.Conv2d:
     """A convolution that keeps the size, initialised as "xavier" (biases 0) or "default" (torch's own)."""
     padding = kernel // 2 if padding is None else padding
-    layer = nn.Conv2d(in_channels, out_channels, kernel, stride=stride, padding=padding)
+    kind = Conv3x3 if (kernel, stride, padding) == (3, 1, 1) else nn.Conv2d
+    layer = kind(in_channels, out_channels, kernel, stride=stride, padding=padding)
     _init(layer, init, gain)
     return layer
 

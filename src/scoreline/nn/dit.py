@@ -18,8 +18,9 @@ from scoreline.core.artefact import recorded
 from scoreline.core.cond import Cond
 from scoreline.core.errors import InputError, unknown_name
 from scoreline.nn.blocks import attend, linear_layer
-from scoreline.nn.embeddings import Conditioning, TimeFeatures, check_inputs, null_cond
-from scoreline.nn.plan import Plan, Tracer, check_plan
+from scoreline.nn.embeddings import Conditioning, TimeFeatures
+from scoreline.nn.network import Network
+from scoreline.nn.plan import Tracer
 
 __all__ = ["DIT_SIZES", "DiT", "dit_preset", "sincos_positions"]
 
@@ -110,7 +111,7 @@ class _Block(nn.Module):
 
 
 @recorded
-class DiT(nn.Module):
+class DiT(Network):
     """A diffusion transformer.
 
     Layers are numbered attention 0, MLP 1, attention 2, ...; a dropped one is the identity. Taps: "input" (tokens with
@@ -191,7 +192,6 @@ class DiT(nn.Module):
         self.modulation = nn.Linear(emb, 2 * width)
         self.output = nn.Linear(width, patch * patch * self.out_channels)
         self._start()
-        self.joints: tuple[()] = ()
         self.num_layers, self.num_attention_maps = 2 * depth, depth
         self.taps = (
             *("input", "decoder", "embedding"),
@@ -209,55 +209,7 @@ class DiT(nn.Module):
             nn.init.zeros_(linear.weight)
             nn.init.zeros_(linear.bias)
 
-    def null(self, cond: Cond | None) -> Cond:
-        """`cond` with labels and vector replaced by "nothing known"."""
-        return null_cond(cond, self.num_classes)
-
-    def check(self, plan: Plan) -> None:
-        """Refuse a plan that names layers or taps that this network does not have.
-
-        Raises:
-            InputError: with the valid range.
-        """
-        check_plan(plan, self.num_layers, 0, self.taps)
-
-    def forward(self, x: Tensor, t: Tensor, cond: Cond | None = None) -> Tensor:
-        """The output (B, out_channels, H, W).
-
-        Args:
-            x: (B, C, H, W).
-            t: (B,) or (1,) time input; with `second_time` (B, 2) or (1, 2).
-            cond: the conditions that the network `accepts`.
-
-        Raises:
-            InputError: a shape does not fit, a condition is missing or not taken.
-        """
-        out = self._run(x, t, cond, None)
-        assert out is not None
-        return out
-
-    def trace(
-        self, x: Tensor, t: Tensor, cond: Cond | None = None, plan: Plan | None = None
-    ) -> tuple[Tensor | None, dict[str, Tensor]]:
-        """The output under a plan (None when the plan stops before it) and the tapped features by name.
-
-        Args:
-            x: as for :meth:`forward`.
-            t: as for :meth:`forward`.
-            cond: as for :meth:`forward`.
-            plan: what to drop and tap.
-
-        Raises:
-            InputError: as for :meth:`forward`, or the plan does not fit this network.
-        """
-        if plan is None:
-            return self._run(x, t, cond, None), {}
-        self.check(plan)
-        tracer = Tracer(plan)
-        return self._run(x, t, cond, tracer), tracer.taps
-
-    def _run(self, x: Tensor, t: Tensor, cond: Cond | None, tracer: Tracer | None) -> Tensor | None:
-        cond = check_inputs("this DiT", x, t, cond, self.in_shape, self.accepts, 2 if self.second_time else 1)
+    def _run(self, x: Tensor, t: Tensor, cond: Cond, tracer: Tracer | None) -> Tensor | None:
         c, second = self.embedding(t, cond, x.dtype)
         if second is not None:
             c = torch.cat([c, second.expand(c.shape[0], -1)], 1)

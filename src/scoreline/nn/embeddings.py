@@ -238,7 +238,11 @@ def check_inputs(
     if tuple(x.shape[1:]) != in_shape:
         raise InputError("input shape", tuple(x.shape), f"{who} takes (B, {', '.join(map(str, in_shape))})")
     batch = x.shape[0]
-    if t.ndim != (1 if times == 1 else 2) or t.shape[0] not in (1, batch) or (times > 1 and t.shape[1] != times):
+    if (
+        t.ndim != (1 if times == 1 else 2)
+        or (t.shape[0] != 1 and t.shape[0] != batch)
+        or (times > 1 and t.shape[1] != times)
+    ):
         want = f"({batch},) or (1,)" if times == 1 else f"({batch}, {times}) or (1, {times})"
         raise InputError("time shape", tuple(t.shape), f"{who} takes t of shape {want}")
     cond = Cond() if cond is None else cond
@@ -250,7 +254,7 @@ def check_inputs(
                 raise InputError("condition", name, f"{who} needs it: pass Cond({name}=...){hint}")
         elif name not in accepts:
             cond.require(accepts, who)
-        elif value.shape[0] not in (1, batch):
+        elif value.shape[0] != 1 and value.shape[0] != batch:  # spelt out: torch.compile traces it for any batch
             raise InputError(f"{name} shape", tuple(value.shape), f"give one row an image, {batch} in this batch")
     return cond
 

@@ -14,8 +14,9 @@ from scoreline.core.artefact import recorded
 from scoreline.core.cond import Cond
 from scoreline.core.errors import InputError
 from scoreline.nn.blocks import linear_layer
-from scoreline.nn.embeddings import Conditioning, TimeFeatures, check_inputs, null_cond
-from scoreline.nn.plan import Plan, Tracer, check_plan
+from scoreline.nn.embeddings import Conditioning, TimeFeatures
+from scoreline.nn.network import Network
+from scoreline.nn.plan import Tracer
 
 __all__ = ["MLP"]
 
@@ -33,7 +34,7 @@ class _Layer(nn.Module):
 
 
 @recorded
-class MLP(nn.Module):
+class MLP(Network):
     """h_0 = W x; h_i = h_(i-1) + SiLU(W_i h_(i-1) + b_i + W'_i emb(t, cond)); y = W_out h_depth.
 
     Layers are numbered 0 to depth - 1; a dropped one is the identity. Taps: "input", "layer.i", "decoder" (before the
@@ -100,59 +101,10 @@ class MLP(nn.Module):
         self.input = make(math.prod(self.in_shape), width)
         self.layers = nn.ModuleList(_Layer(width, width * (2 if second_time else 1)) for _ in range(depth))
         self.output = make(width, math.prod(self.out_shape))
-        self.joints: tuple[()] = ()
         self.num_layers, self.num_attention_maps = depth, 0
         self.taps = ("input", "decoder", "embedding", *(f"layer.{i}" for i in range(depth)))
 
-    def null(self, cond: Cond | None) -> Cond:
-        """`cond` with labels and vector replaced by "nothing known"."""
-        return null_cond(cond, self.num_classes)
-
-    def check(self, plan: Plan) -> None:
-        """Refuse a plan that names layers or taps that this network does not have.
-
-        Raises:
-            InputError: with the valid range.
-        """
-        check_plan(plan, self.num_layers, 0, self.taps)
-
-    def forward(self, x: Tensor, t: Tensor, cond: Cond | None = None) -> Tensor:
-        """The output (B, out_channels) or (B, out_channels, H, W).
-
-        Args:
-            x: (B, D) points or (B, C, H, W) images.
-            t: (B,) or (1,) time input; with `second_time` (B, 2) or (1, 2).
-            cond: the conditions that the network `accepts`.
-
-        Raises:
-            InputError: a shape does not fit, a condition is missing or not taken.
-        """
-        out = self._run(x, t, cond, None)
-        assert out is not None
-        return out
-
-    def trace(
-        self, x: Tensor, t: Tensor, cond: Cond | None = None, plan: Plan | None = None
-    ) -> tuple[Tensor | None, dict[str, Tensor]]:
-        """The output under a plan (None when the plan stops before it) and the tapped features by name.
-
-        Args:
-            x: as for :meth:`forward`.
-            t: as for :meth:`forward`.
-            cond: as for :meth:`forward`.
-            plan: what to drop and tap.
-
-        Raises:
-            InputError: as for :meth:`forward`, or the plan does not fit this network.
-        """
-        if plan is None:
-            return self._run(x, t, cond, None), {}
-        self.check(plan)
-        tracer = Tracer(plan)
-        return self._run(x, t, cond, tracer), tracer.taps
-
-    def _run(self, x: Tensor, t: Tensor, cond: Cond | None, tracer: Tracer | None) -> Tensor | None:
-        cond = check_inputs("this MLP", x, t, cond, self.in_shape, self.accepts, 2 if self.second_time else 1)
+    def _run(self, x: Tensor, t: Tensor, cond: Cond, tracer: Tracer | None) -> Tensor | None:
         emb, second = self.embedding(t, cond, x.dtype)
         if second is not None:
             emb = torch.cat([emb, second.expand(emb.shape[0], -1)], 1)

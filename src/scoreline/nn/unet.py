@@ -31,8 +31,9 @@ from scoreline.nn.blocks import (
     linear_layer,
     norm_silu,
 )
-from scoreline.nn.embeddings import Conditioning, TimeFeatures, check_inputs, null_cond, require_choice
-from scoreline.nn.plan import Plan, Tracer, check_plan
+from scoreline.nn.embeddings import Conditioning, TimeFeatures, require_choice
+from scoreline.nn.network import Network
+from scoreline.nn.plan import Tracer
 
 __all__ = ["Joint", "UNet"]
 
@@ -91,7 +92,7 @@ class Stage(nn.Module):
 
 
 @recorded
-class UNet(nn.Module):
+class UNet(Network):
     """A U-Net with residual blocks, attention at chosen resolutions and skip joints.
 
     Layers are numbered in forward order over encoder, middle and decoder: every residual block (resampling ones
@@ -273,55 +274,7 @@ class UNet(nn.Module):
             *(f"joint.{i}.{side}" for i in range(len(self.joints)) for side in ("skip", "hidden")),
         )
 
-    def null(self, cond: Cond | None) -> Cond:
-        """`cond` with labels, tokens and vector replaced by "nothing known"."""
-        return null_cond(cond, self.num_classes)
-
-    def check(self, plan: Plan) -> None:
-        """Refuse a plan that names layers, joints or taps that this network does not have.
-
-        Raises:
-            InputError: with the valid range.
-        """
-        check_plan(plan, self.num_layers, len(self.joints), self.taps)
-
-    def forward(self, x: Tensor, t: Tensor, cond: Cond | None = None) -> Tensor:
-        """The output (B, out_channels, H, W).
-
-        Args:
-            x: (B, C, H, W) noisy images, scaled as the caller's preconditioning wants.
-            t: (B,) or (1,) time input; with `second_time` (B, 2) or (1, 2).
-            cond: the conditions that the network `accepts`.
-
-        Raises:
-            InputError: a shape does not fit, a condition is missing or not taken.
-        """
-        out = self._run(x, t, cond, None)
-        assert out is not None
-        return out
-
-    def trace(
-        self, x: Tensor, t: Tensor, cond: Cond | None = None, plan: Plan | None = None
-    ) -> tuple[Tensor | None, dict[str, Tensor]]:
-        """The output under a plan (None when the plan stops before it) and the tapped features by name.
-
-        Args:
-            x: as for :meth:`forward`.
-            t: as for :meth:`forward`.
-            cond: as for :meth:`forward`.
-            plan: what to drop, scale and tap; None or an empty plan gives :meth:`forward` to the last bit.
-
-        Raises:
-            InputError: as for :meth:`forward`, or the plan does not fit this network.
-        """
-        if plan is None:
-            return self._run(x, t, cond, None), {}
-        self.check(plan)
-        tracer = Tracer(plan)
-        return self._run(x, t, cond, tracer), tracer.taps
-
-    def _run(self, x: Tensor, t: Tensor, cond: Cond | None, tracer: Tracer | None) -> Tensor | None:
-        cond = check_inputs("this U-Net", x, t, cond, self.in_shape, self.accepts, 2 if self.second_time else 1)
+    def _run(self, x: Tensor, t: Tensor, cond: Cond, tracer: Tracer | None) -> Tensor | None:
         emb = self.embedding(t, cond, x.dtype)
         context = None if cond.tokens is None else _masked(cond.tokens.to(x.dtype), cond.mask)
         if cond.image is not None:
