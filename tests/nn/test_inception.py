@@ -22,11 +22,8 @@ from scoreline.nn.inception import (
     WEIGHTS_FILE,
     WEIGHTS_SHA256,
     Inception2015,
-    resize_antialias,
-    resize_clean,
-    resize_pytorch,
-    resize_tf1,
 )
+from scoreline.nn.resizing import resize_antialias, resize_clean, resize_pytorch, resize_tf1
 
 
 def noise(*shape: int, seed: int = 0) -> Tensor:
@@ -265,7 +262,6 @@ def test_normalisation_of_each_mode() -> None:
     for mode, (high, low) in ends.items():
         with torch.device("meta"):
             net = Inception2015(resize=mode)
-        net.fc = nn.Linear(1, 1)
         for x, end in ((white, high), (black, low)):
             out = net.preprocess(x)
             assert out.shape == (1, 3, 299, 299)

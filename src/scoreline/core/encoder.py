@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import copy
 from abc import abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from scoreline.core.errors import InputError, unknown_name
 
-__all__ = ["Classifier", "Encoder", "QUANTISATIONS", "check_images", "quantise"]
+__all__ = ["Checked", "Classifier", "Encoder", "QUANTISATIONS", "check_images", "quantise"]
 
 QUANTISATIONS = ("none", "uint8-round", "uint8-truncate")
 
@@ -72,15 +74,40 @@ def quantise(x: Tensor, rule: str) -> Tensor:
     raise unknown_name("quantisation", rule, QUANTISATIONS)
 
 
-class Encoder(nn.Module):
-    """Images in, feature vectors out.
+@dataclass(frozen=True)
+class Checked:
+    """The preprocessing of networks that take images as they are: :func:`check_images` and nothing else.
 
-    A subclass sets `dim` (D) and `protocol`, and defines :meth:`features`, which begins with :func:`check_images`.
+    Attributes:
+        channels: the C that is expected, or None for any.
+        size: the (H, W) that is expected, or None for any.
+    """
+
+    channels: int | None = None
+    size: tuple[int, int] | None = None
+
+    def __call__(self, x: Tensor) -> Tensor:
+        check_images(x, channels=self.channels, size=self.size)
+        return x
+
+
+class Encoder(nn.Module):
+    """Images in, feature vectors out, in two halves.
+
+    features(x) = activations(preprocess(x), [tap])[tap]
+
+    The first half (checks, quantisation, resizing) has no parameters and may run in worker processes; the second is
+    one pass through the network for any number of taps. A subclass sets `dim` (D), `tap` (the one that
+    :meth:`features` gives) and `protocol`, and defines :meth:`activations`, `tap_names` when there is more than one
+    tap, and `preprocess` when its images need more than a check. One that has a single tap and nothing to prepare may
+    define :meth:`features` alone.
+
     `protocol` holds plain values under names of fields of `scoreline.core.score.Protocol`: features (the network's
     name), tap, weights (a SHA-256 or "none"), resize, quantisation, precision.
     """
 
     dim: int
+    tap: str = "features"
 
     @property
     @abstractmethod
@@ -88,14 +115,48 @@ class Encoder(nn.Module):
         """What moves a score besides the images, under the field names of a Protocol."""
         raise NotImplementedError(f"{type(self).__name__} states no protocol")
 
-    @abstractmethod
+    @property
+    def tap_names(self) -> tuple[str, ...]:
+        """The taps that :meth:`activations` knows."""
+        return (self.tap,)
+
+    @property
+    def preprocess(self) -> Callable[[Tensor], Tensor]:
+        """A function from images (N, C, H, W) in [-1, 1] to the input of the network.
+
+        It holds no parameters and no reference to the network, so that it is cheap to pickle for worker processes.
+        It refuses images of the wrong shape, dtype or range with an InputError.
+        """
+        return Checked()
+
+    def activations(self, prepared: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
+        """Taps of prepared images, each (N, D of that tap), from one pass through the network.
+
+        Args:
+            prepared: what `preprocess` returned, on the network's device.
+            names: of `tap_names`.
+
+        Raises:
+            InputError: an unknown tap.
+        """
+        self.check_taps(names)
+        return {name: self.features(prepared) for name in dict.fromkeys(names)}
+
     def features(self, x: Tensor) -> Tensor:
         """Feature vectors (N, D) of images (N, C, H, W) in [-1, 1].
 
         Raises:
             InputError: images of the wrong shape, dtype or range.
         """
-        raise NotImplementedError(f"{type(self).__name__} defines no features")
+        if type(self).activations is Encoder.activations:
+            raise NotImplementedError(f"{type(self).__name__} defines neither activations nor features")
+        return self.activations(self.preprocess(x), [self.tap])[self.tap]
+
+    def check_taps(self, names: Sequence[str]) -> None:
+        """Refuse names that are no taps of this network, with the nearest one that is."""
+        for name in names:
+            if name not in self.tap_names:
+                raise unknown_name("tap", name, self.tap_names)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.features(x)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from scoreline.core.artefact import fingerprint, recorded
-from scoreline.core.encoder import Classifier, check_images
+from scoreline.core.encoder import Checked, Classifier
 
 __all__ = ["DigitsNet"]
 
@@ -25,7 +27,7 @@ class DigitsNet(Classifier):
 
     def __init__(self, *, width: int = 32, dim: int = 64, num_classes: int = 10) -> None:
         super().__init__()
-        self.dim, self.num_classes = dim, num_classes
+        self.dim, self.num_classes, self.tap = dim, num_classes, f"hidden-{dim}"
         self.conv1 = nn.Conv2d(1, width, 3, padding=1)
         self.conv2 = nn.Conv2d(width, width, 3, padding=1)
         self.conv3 = nn.Conv2d(width, 2 * width, 3, padding=1)
@@ -37,16 +39,25 @@ class DigitsNet(Classifier):
     def protocol(self) -> dict[str, str]:
         return {
             "features": "digits",
-            "tap": f"hidden-{self.dim}",
+            "tap": self.tap,
             "weights": fingerprint({}, self.state_dict()),
             "resize": "none",
             "quantisation": "none",
             "precision": "float32",
         }
 
-    def features(self, x: Tensor) -> Tensor:
-        """(N, dim) features of (N, 1, 8, 8) images in [-1, 1]."""
-        check_images(x, channels=1, size=(8, 8))
-        h = F.max_pool2d(F.relu(self.conv2(F.relu(self.conv1(x)))), 2)
+    @property
+    def tap_names(self) -> tuple[str, ...]:
+        return (self.tap, "logits")
+
+    @property
+    def preprocess(self) -> Callable[[Tensor], Tensor]:
+        return Checked(1, (8, 8))
+
+    def activations(self, prepared: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
+        """The hidden layer (N, dim) and the logits (N, num_classes) of (N, 1, 8, 8) images."""
+        self.check_taps(names)
+        h = F.max_pool2d(F.relu(self.conv2(F.relu(self.conv1(prepared)))), 2)
         h = F.max_pool2d(F.relu(self.conv4(F.relu(self.conv3(h)))), 2)
-        return F.relu(self.hidden(h.flatten(1)))
+        h = F.relu(self.hidden(h.flatten(1)))
+        return {name: self.head(h) if name == "logits" else h for name in names}

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
-from scoreline.core.encoder import Encoder, check_images
+from scoreline.core.encoder import Checked, Encoder
 from scoreline.core.errors import InputError
 
 __all__ = ["Pixels"]
@@ -27,19 +27,24 @@ class Pixels(Encoder):
             raise InputError("shape", tuple(shape), "(C, H, W), each at least 1")
         self.shape = tuple(int(s) for s in shape)
         self.dim = self.shape[0] * self.shape[1] * self.shape[2]
+        self.tap = "x".join(map(str, self.shape))
 
     @property
     def protocol(self) -> dict[str, str]:
         return {
             "features": "pixels",
-            "tap": "x".join(map(str, self.shape)),
+            "tap": self.tap,
             "weights": "none",
             "resize": "none",
             "quantisation": "none",
             "precision": "float32",
         }
 
-    def features(self, x: Tensor) -> Tensor:
-        """(N, C H W) pixels of (N, C, H, W) images in [-1, 1]."""
-        check_images(x, channels=self.shape[0], size=(self.shape[1], self.shape[2]))
-        return x.flatten(1)
+    @property
+    def preprocess(self) -> Callable[[Tensor], Tensor]:
+        return Checked(self.shape[0], (self.shape[1], self.shape[2]))
+
+    def activations(self, prepared: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
+        """The (N, C H W) pixels of (N, C, H, W) images."""
+        self.check_taps(names)
+        return dict.fromkeys(names, prepared.flatten(1))

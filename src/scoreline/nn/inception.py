@@ -10,25 +10,22 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from scoreline.core.encoder import QUANTISATIONS, Encoder, check_images, quantise
-from scoreline.core.errors import ArtefactError, unknown_name
+from scoreline.core.encoder import Encoder
+from scoreline.core.errors import ArtefactError
+from scoreline.nn.resizing import InceptionInput
 
 __all__ = [
     "Inception2015",
-    "RESIZES",
     "TAPS",
     "WEIGHTS_FILE",
     "WEIGHTS_SHA256",
-    "resize_antialias",
-    "resize_clean",
-    "resize_pytorch",
-    "resize_tf1",
 ]
 
 WEIGHTS_FILE = "pt_inception-2015-12-05-6726825d.pth"
@@ -38,55 +35,6 @@ WEIGHTS_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129
 
 # tap -> dimension
 TAPS = {"64": 64, "192": 192, "768": 768, "2048": 2048, "logits": 1008, "logits-no-bias": 1008, "sfid": 2023}
-
-
-# --- resizing to 299 x 299: images as levels in [0, 255] ---------------------------------------------------------
-
-
-def resize_tf1(levels: Tensor, size: int = 299) -> Tensor:
-    """TensorFlow 1 bilinear: source i * in / out, no half-pixel centre, no antialias (TTUR, torch-fidelity)."""
-    height, width = levels.shape[2:]
-
-    def axis(length: int) -> tuple[Tensor, Tensor, Tensor]:
-        # float32 products, as TensorFlow forms them: some land just below an integer, and so choose its neighbour
-        scale = torch.tensor(length / size, dtype=torch.float32, device=levels.device)
-        source = torch.arange(size, dtype=torch.float32, device=levels.device) * scale
-        low = source.floor().long().clamp(max=length - 1)
-        return low, (low + 1).clamp(max=length - 1), (source - low).to(levels.dtype)
-
-    y0, y1, dy = axis(height)
-    x0, x1, dx = axis(width)
-    top, bottom = levels[:, :, y0], levels[:, :, y1]
-    top = top[..., x0] + (top[..., x1] - top[..., x0]) * dx
-    bottom = bottom[..., x0] + (bottom[..., x1] - bottom[..., x0]) * dx
-    return top + (bottom - top) * dy[:, None]
-
-
-def resize_pytorch(levels: Tensor, size: int = 299) -> Tensor:
-    """Bilinear with half-pixel centres, no antialias (pytorch-fid)."""
-    return F.interpolate(levels, size=(size, size), mode="bilinear", align_corners=False)
-
-
-def resize_clean(levels: Tensor, size: int = 299) -> Tensor:
-    """Pillow's bicubic on each float32 channel, antialiased, clipped to [0, 255], not rounded (clean-fid).
-
-    On the CPU, image by image; gradients do not pass.
-    """
-    import numpy as np
-    from PIL import Image
-
-    planes = levels.detach().to("cpu", torch.float32).flatten(0, 1).numpy()
-    resized = [np.asarray(Image.fromarray(plane).resize((size, size), Image.Resampling.BICUBIC)) for plane in planes]
-    out = torch.from_numpy(np.stack(resized)).clamp(0, 255)
-    return out.view(*levels.shape[:2], size, size).to(levels)
-
-
-def resize_antialias(levels: Tensor, size: int = 299) -> Tensor:
-    """Bilinear with antialias (torchmetrics from 1.8.0)."""
-    return F.interpolate(levels, size=(size, size), mode="bilinear", align_corners=False, antialias=True)
-
-
-RESIZES = {"tf1": resize_tf1, "pytorch": resize_pytorch, "clean": resize_clean, "torchmetrics": resize_antialias}
 
 
 # --- the network -------------------------------------------------------------------------------------------------
@@ -109,6 +57,10 @@ class Conv(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return F.relu(self.bn(self.conv(x)))
+
+
+def _usual_scaling(resize: str) -> str:
+    return "pytorch" if resize == "pytorch" else "tf"
 
 
 def _average(x: Tensor) -> Tensor:
@@ -234,7 +186,7 @@ class Mixed8(nn.Module):
 class Inception2015(Encoder):
     """Inception of 2015-12-05: images in [-1, 1] to features at one of its taps; always in eval mode, frozen.
 
-    Quantise to uint8 levels, resize to 299 x 299, (u - 128) / 128 (resize "pytorch": 2 u / 255 - 1), network.
+    Quantise to uint8 levels u, resize to 299 x 299, scale, network.
 
     Args:
         tap: "64", "192", "768" (spatial averages after the first and second max pool and Mixed_6e), "2048" (the
@@ -242,22 +194,27 @@ class Inception2015(Encoder):
             Mixed_6d.branch1x1 before batch norm, 17 x 17 flattened; Nash et al. 2021, 2103.03841).
         resize: "tf1" (TTUR, torch-fidelity), "pytorch" (pytorch-fid), "clean" (clean-fid), "torchmetrics" (1.8 on).
         quantisation: "uint8-round", "uint8-truncate" or "none".
+        scaling: "tf", (u - 128) / 128, or "pytorch", 2 u / 255 - 1; None takes the resizing rule's own: "pytorch" for
+            "pytorch", "tf" for the others. `scoreline.nn.resizing.fid_mode` names whole sets of these.
 
     Untrained as constructed; :meth:`load` reads the published weights.
 
     Reference: Heusel et al. 2017, 1706.08500; Szegedy et al. 2015, 1512.00567.
     """
 
-    def __init__(self, tap: str = "2048", resize: str = "tf1", quantisation: str = "uint8-round") -> None:
+    def __init__(
+        self,
+        tap: str = "2048",
+        resize: str = "tf1",
+        quantisation: str = "uint8-round",
+        scaling: str | None = None,
+    ) -> None:
         super().__init__()
-        for kind, value, known in (
-            ("tap", tap, list(TAPS)),
-            ("resize", resize, list(RESIZES)),
-            ("quantisation", quantisation, list(QUANTISATIONS)),
-        ):
-            if value not in known:
-                raise unknown_name(kind, value, known)
-        self.tap, self.resize, self.quantisation, self.dim = tap, resize, quantisation, TAPS[tap]
+        if scaling is None:
+            scaling = _usual_scaling(resize)
+        self._input = InceptionInput(resize, quantisation, scaling)
+        self.check_taps([tap])
+        self.tap, self.dim = tap, TAPS[tap]
         self.weights_sha256: str | None = None
         self.Conv2d_1a_3x3 = Conv(3, 32, 3, stride=2)
         self.Conv2d_2a_3x3 = Conv(32, 32, 3)
@@ -285,39 +242,37 @@ class Inception2015(Encoder):
 
     @property
     def protocol(self) -> dict[str, str]:
+        resize, scaling = self._input.resize, self._input.scaling
         return {
             "features": "inception-2015",
             "tap": self.tap,
             "weights": self.weights_sha256 or self._state_sha256(),
-            "resize": self.resize,
-            "quantisation": self.quantisation,
+            "resize": resize if scaling == _usual_scaling(resize) else f"{resize}, {scaling} scaling",
+            "quantisation": self._input.quantisation,
             "precision": str(self.fc.weight.dtype).removeprefix("torch."),
         }
 
-    def features(self, x: Tensor) -> Tensor:
-        """(N, dim) features of (N, 3, H, W) images in [-1, 1] at the tap of the constructor."""
-        return self.taps(x, [self.tap])[self.tap]
+    @property
+    def tap_names(self) -> tuple[str, ...]:
+        return tuple(TAPS)
 
-    def taps(self, x: Tensor, names: list[str]) -> dict[str, Tensor]:
+    @property
+    def preprocess(self) -> Callable[[Tensor], Tensor]:
+        """Images (N, 3, H, W) in [-1, 1] to the network's input (N, 3, 299, 299): an :class:`InceptionInput`."""
+        return self._input
+
+    def taps(self, x: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
         """Several taps of (N, 3, H, W) images in [-1, 1] in one pass, so that FID, IS and sFID share the network.
 
         Raises:
             InputError: images of the wrong shape, dtype or range; an unknown tap.
         """
-        check_images(x, channels=3)
         return self.activations(self.preprocess(x), names)
 
-    def preprocess(self, x: Tensor) -> Tensor:
-        """Images in [-1, 1] as the (N, 3, 299, 299) input of the network."""
-        u = RESIZES[self.resize](quantise(x, self.quantisation))
-        u = u / 127.5 - 1 if self.resize == "pytorch" else (u - 128) / 128
-        return u.to(self.fc.weight.dtype)
-
-    def activations(self, x: Tensor, names: list[str]) -> dict[str, Tensor]:
+    def activations(self, prepared: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
         """Taps of the network's own input (N, 3, 299, 299); stops after the last one that is asked for."""
-        for name in names:
-            if name not in TAPS:
-                raise unknown_name("tap", name, TAPS)
+        self.check_taps(names)
+        x = prepared.to(self.fc.weight.dtype)
         wanted, found = set(names), {}
 
         def done(name: str, value: Tensor) -> bool:
@@ -355,6 +310,7 @@ class Inception2015(Encoder):
         tap: str = "2048",
         resize: str = "tf1",
         quantisation: str = "uint8-round",
+        scaling: str | None = None,
         trusted: bool = False,
     ) -> Inception2015:
         """The network with published weights, from a file; nothing is downloaded.
@@ -362,7 +318,7 @@ class Inception2015(Encoder):
         Args:
             path: a .pth or .safetensors file; None looks for `pt_inception-2015-12-05-6726825d.pth` in
                 $SCORELINE_CACHE, or ~/.cache/scoreline.
-            tap, resize, quantisation: as for the class.
+            tap, resize, quantisation, scaling: as for the class.
             trusted: read a .pth file whose SHA-256 is not the known one.
 
         Raises:
@@ -376,7 +332,7 @@ class Inception2015(Encoder):
                 f"no such file; download {WEIGHTS_FILE} (SHA-256 {WEIGHTS_SHA256}) from the releases of "
                 f"github.com/mseitzer/pytorch-fid and put it into {_cache()}, or pass its path",
             )
-        net = cls(tap, resize, quantisation)
+        net = cls(tap, resize, quantisation, scaling)
         with file.open("rb") as stream:
             digest = hashlib.file_digest(stream, "sha256").hexdigest()
         net._fill(_read(file, digest, trusted), file)
