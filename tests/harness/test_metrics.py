@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from scoreline.metrics import frechet_distance, inception_score, kernel_distance, prdc, streaming
+from scoreline.metrics import cmmd, frechet_distance, inception_score, kernel_distance, prdc, streaming
 
 G = torch.Generator().manual_seed(0)
 REAL, FAKE = torch.randn(240, 5, generator=G), torch.randn(200, 5, generator=G) * 0.8 + 0.3
@@ -36,6 +36,7 @@ def _one(metric: Metric, order: Tensor, batch: int) -> Metric:
 
 # class name -> (make, feed, the pure function's value, whether the order of images may matter)
 SMALL: dict[str, tuple[Callable[[], Metric], Callable[..., Metric], Callable[[], float], bool]] = {
+    "CMMD": (lambda: streaming.CMMD(sigma=2.0), _two, lambda: cmmd(REAL, FAKE, sigma=2.0), False),
     "FrechetDistance": (
         lambda: streaming.FrechetDistance(5), _two, lambda: frechet_distance(REAL, FAKE), False,
     ),

@@ -6,6 +6,7 @@ from typing import Any
 
 # Imported now, not on first use: several functions bear the name of their file, and importing a file later would put
 # the module in the function's place.
+from scoreline.metrics.cmmd import cmmd
 from scoreline.metrics.fid_infinity import fid_infinity
 from scoreline.metrics.frechet import frechet_distance, frechet_distance_from_statistics
 from scoreline.metrics.inception_score import inception_score
@@ -14,9 +15,10 @@ from scoreline.metrics.kid import kernel_distance, polynomial_mmd
 from scoreline.metrics.prdc import prdc
 
 # looked up on first use, because torchmetrics takes seconds to import
-_STREAMING = ("FrechetDistance", "InceptionScore", "KernelDistance", "PrecisionRecallDensityCoverage")
+_STREAMING = ("CMMD", "FrechetDistance", "InceptionScore", "KernelDistance", "PrecisionRecallDensityCoverage")
 
 __all__ = [
+    "cmmd",
     "fid_infinity",
     "frechet_distance",
     "frechet_distance_from_statistics",

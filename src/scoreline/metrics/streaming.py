@@ -15,12 +15,13 @@ from torchmetrics.utilities.data import dim_zero_cat
 
 from scoreline.core.errors import InputError
 from scoreline.core.moments import Moments, check_features
+from scoreline.metrics.cmmd import cmmd
 from scoreline.metrics.frechet import Method, frechet_distance
 from scoreline.metrics.inception_score import Mode, inception_score
 from scoreline.metrics.kid import Estimator, kernel_distance
 from scoreline.metrics.prdc import prdc
 
-__all__ = ["FrechetDistance", "InceptionScore", "KernelDistance", "PrecisionRecallDensityCoverage"]
+__all__ = ["CMMD", "FrechetDistance", "InceptionScore", "KernelDistance", "PrecisionRecallDensityCoverage"]
 
 
 def _pack(moments: Moments) -> Tensor:
@@ -192,6 +193,26 @@ class PrecisionRecallDensityCoverage(_KeepsFeatures):
         """{"precision", "recall", "density", "coverage"}."""
         real, generated = self.sets()
         return _tensors(prdc(real, generated, mode=self.mode, k=self.k, strict=self.strict)._asdict(), real)
+
+
+class CMMD(_KeepsFeatures):
+    """Streaming :func:`scoreline.metrics.cmmd`; keeps all embeddings, since every pair of them is compared.
+
+    Args:
+        sigma, scale, normalise: as for the function.
+    """
+
+    higher_is_better = False
+
+    def __init__(self, *, sigma: float = 10.0, scale: float = 1000.0, normalise: bool = True) -> None:
+        super().__init__()
+        self.sigma, self.scale, self.normalise = sigma, scale, normalise
+
+    def compute(self) -> Tensor:
+        """CMMD of everything seen, as a float64 scalar."""
+        real, generated = self.sets()
+        value = cmmd(real, generated, sigma=self.sigma, scale=self.scale, normalise=self.normalise)
+        return torch.tensor(value, dtype=torch.float64, device=real.device)
 
 
 class InceptionScore(Metric):
