@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from scoreline.core.errors import InputError
+from scoreline.core.errors import InputError, NonFiniteError
 from scoreline.core.moments import Moments
 from scoreline.metrics.frechet import METHODS, frechet_distance, frechet_distance_from_statistics, trace_of_root
 
@@ -137,6 +137,40 @@ def test_sqrtm_rescues_a_root_that_is_not_finite(monkeypatch: pytest.MonkeyPatch
     frechet_distance(x, y, method="sqrtm", eps=1e-2)
     offset = 1e-2 * torch.eye(4, dtype=torch.float64)
     np.testing.assert_allclose(seen[1], ((a + offset) @ (b + offset)).numpy(), rtol=1e-12)
+
+
+def test_an_imaginary_part_is_refused_or_dropped_as_the_original_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    import numpy as np
+    import scipy.linalg
+
+    cov = torch.diag(torch.tensor([1.0, 4.0, 9.0]))
+    zero = torch.zeros(3)
+    for size in (0.9e-3, 1.1e-3):  # pytorch-fid's limit is 1e-3, on the diagonal only
+        root = np.diag([1, 4 - size * 1j, 9]) + 5j * np.eye(3, k=1)
+        monkeypatch.setattr(scipy.linalg, "sqrtm", lambda product, root=root: root)
+        dropped = frechet_distance_from_statistics(zero, cov, zero, cov, method="sqrtm-clean")
+        assert dropped == pytest.approx(14 + 14 - 2 * (1 + 4 + 9), abs=1e-12)
+        if size < 1e-3:
+            assert frechet_distance_from_statistics(zero, cov, zero, cov, method="sqrtm") == dropped
+        else:
+            with pytest.raises(NonFiniteError, match=r"0\.0011.*symmetric"):
+                frechet_distance_from_statistics(zero, cov, zero, cov, method="sqrtm")
+
+
+@pytest.mark.parametrize("method", ["sqrtm", "sqrtm-clean"])
+def test_a_root_that_stays_not_finite_is_refused(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    import scipy.linalg
+
+    monkeypatch.setattr(scipy.linalg, "sqrtm", lambda product: product * float("nan"))
+    with pytest.raises(NonFiniteError, match="symmetric"):
+        frechet_distance(draw(30, 3, 0), draw(30, 3, 1), method=method)
+
+
+def test_negative_eigenvalues_of_the_product_count_for_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch-fidelity takes real parts: the root of a negative round-off eigenvalue is imaginary."""
+    monkeypatch.setattr(torch.linalg, "eigvals", lambda product: torch.tensor([4.0, -9.0, 1.0], dtype=torch.complex128))
+    eye, zero = torch.eye(3), torch.zeros(3)
+    assert frechet_distance_from_statistics(zero, eye, zero, eye, method="eigvals") == pytest.approx(6 - 2 * (2 + 1))
 
 
 def test_trace_of_root_of_commuting_matrices() -> None:

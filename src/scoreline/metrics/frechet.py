@@ -26,8 +26,8 @@ from scoreline.core.moments import Moments, check_features
 
 __all__ = ["METHODS", "frechet_distance", "frechet_distance_from_statistics", "trace_of_root"]
 
-Method = Literal["symmetric", "sqrtm", "eigvals"]
-METHODS = ("symmetric", "sqrtm", "eigvals")
+Method = Literal["symmetric", "sqrtm", "sqrtm-clean", "eigvals"]
+METHODS = ("symmetric", "sqrtm", "sqrtm-clean", "eigvals")
 
 _EPS = torch.finfo(torch.float64).eps
 # The eigenvalue route is left for the singular-value route when its error bound, relative to tr S_r + tr S_g, is above:
@@ -47,10 +47,13 @@ def frechet_distance(
     Args:
         real: (N, d) features of the reference, any floating dtype, or their moments; N >= 2.
         generated: (M, d) features of the images that are judged, or their moments; M >= 2.
-        method: "symmetric" (Cholesky or eigh factors; the default), "sqrtm" (root of the product by SciPy, `eps` added
-            to both diagonals when it is not finite: TTUR, pytorch-fid) or "eigvals" (complex eigenvalues of the
-            product: torch-fidelity, torchmetrics).
-        eps: the rescue of "sqrtm".
+        method: how tr (S_r S_g)^{1/2} is computed.
+            "symmetric": Cholesky or eigh factors, never complex; the default.
+            "sqrtm": root of the product by SciPy, `eps` added to both diagonals when it is not finite; raises when
+            the root's diagonal has an imaginary part above 1e-3 (TTUR, pytorch-fid).
+            "sqrtm-clean": the same, but an imaginary part of any size is dropped (clean-fid).
+            "eigvals": complex eigenvalues of the product, real parts of their roots (torch-fidelity, torchmetrics).
+        eps: the rescue of both "sqrtm".
 
     Returns:
         The distance, in squared units of the features.
@@ -200,8 +203,8 @@ def _distance(a: _Gaussian, b: _Gaussian, method: str, eps: float) -> float:
         b.rank,
     )
     shift = (a.mean - b.mean).square().sum()
-    if method == "sqrtm":
-        root = _sqrtm(a.cov(), b.cov(), eps)
+    if method in ("sqrtm", "sqrtm-clean"):
+        root = _sqrtm(a.cov(), b.cov(), eps, refuse_imaginary=method == "sqrtm")
     elif method == "eigvals":
         # a negative round-off eigenvalue has an imaginary root, and so adds nothing to the real part
         root = float(torch.linalg.eigvals(a.cov() @ b.cov()).sqrt().real.sum())
@@ -238,7 +241,7 @@ def _sandwich(lower: Tensor, cov: Tensor, *, blocks: int = 4) -> Tensor:
     return product
 
 
-def _sqrtm(cov_real: Tensor, cov_generated: Tensor, eps: float) -> float:
+def _sqrtm(cov_real: Tensor, cov_generated: Tensor, eps: float, *, refuse_imaginary: bool) -> float:
     from scipy.linalg import sqrtm
 
     a, b = cov_real.cpu().numpy(), cov_generated.cpu().numpy()
@@ -253,7 +256,7 @@ def _sqrtm(cov_real: Tensor, cov_generated: Tensor, eps: float) -> float:
     if not np.isfinite(root).all():
         raise NonFiniteError("sqrtm", None, "the root of the product is not finite; use method='symmetric'")
     imaginary = np.abs(np.diagonal(root).imag).max()
-    if imaginary > 1e-3:
+    if refuse_imaginary and imaginary > 1e-3:
         raise NonFiniteError("sqrtm", float(imaginary), "imaginary part in the root; use method='symmetric'")
     return float(np.trace(root).real)
 
