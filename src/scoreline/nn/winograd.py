@@ -10,6 +10,7 @@ rounding only (about 3e-6 of its norm in float32, against 1e-6 for the direct on
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -83,7 +84,7 @@ def _(x: Tensor, u: Tensor, bias: Tensor | None) -> Tensor:
 
 
 @register_flop_formula(torch.ops.scoreline.winograd_conv2d)
-def _flops(x_shape: Any, u_shape: Any, bias_shape: Any, out_shape: Any = None, **_: Any) -> int:
+def _flops(x_shape: Any, u_shape: Any, bias_shape: Any, out_shape: Any = None) -> int:
     b, c, h, w = x_shape
     return 2 * b * h * w * 9 * c * u_shape[2]
 
@@ -107,10 +108,10 @@ class Conv3x3(nn.Conv2d):
         # Copies and pickles go without the transformed filters.
         return {key: value for key, value in self.__dict__.items() if key != "_kept"}
 
-    def _apply(self, *args: Any, **kwargs: Any) -> Conv3x3:
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Conv3x3:
         # There and back between two types may end at the old address with other weights.
         self.forget()
-        return super()._apply(*args, **kwargs)
+        return super()._apply(fn, recurse)
 
     def forget(self) -> None:
         """Drop the transformed filters."""
