@@ -6,14 +6,23 @@ import math
 
 import pytest
 import torch
+from torch import Tensor
 
 from scoreline.core.errors import InputError
-from scoreline.core.moments import Moments
-from scoreline.metrics.frechet import frechet_distance
-from scoreline.metrics.intervals import frechet_interval, mean_interval, paired_difference
+from scoreline.metrics.inception_score import inception_score
+from scoreline.metrics.intervals import (
+    mean_interval,
+    metric_interval,
+    metric_intervals,
+    normal_p,
+    paired_difference,
+    paired_metric_difference,
+)
+from scoreline.metrics.kid import polynomial_mmd
+from scoreline.metrics.prdc import PRDC, prdc
 
 
-def draw(n: int, d: int, seed: int) -> torch.Tensor:
+def draw(n: int, d: int, seed: int) -> Tensor:
     return torch.randn(n, d, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
@@ -46,34 +55,85 @@ def test_pairing_removes_what_the_seeds_share() -> None:
     assert paired_difference(seeds.tolist(), a.tolist())[0] == pytest.approx(-1.0)
 
 
-@pytest.mark.parametrize("method, settings", [("jackknife", {}), ("bootstrap", {"resamples": 60})])
-@pytest.mark.parametrize("fixed_reference", [True, False])
-def test_frechet_interval_has_the_width_of_new_draws(method: str, settings: dict, fixed_reference: bool) -> None:
-    """The interval's standard error, averaged, against the spread of FD over 200 independent draws."""
-    reference = Moments.from_tensors(
-        {"count": torch.tensor(10**6), "mean": torch.zeros(3), "scatter": torch.eye(3) * (10**6 - 1)}
-    )
+def test_halves_have_the_spread_of_the_mean() -> None:
+    """For a mean the spread over halves is s / sqrt n exactly (in expectation); sides add their variances."""
+    x, y = draw(400, 1, 0), 2 * draw(300, 1, 1)
+    exact = math.sqrt(float(x.var()) / 400 + float(y.var()) / 300)
 
-    def sets(seed: int) -> tuple[torch.Tensor | Moments, torch.Tensor]:
-        real = reference if fixed_reference else draw(150, 3, 1000 + seed)
-        return real, 1.3 * draw(200, 3, seed) + 0.3
+    def gap(a: Tensor, b: Tensor) -> float:
+        return float(a.mean() - b.mean())
 
-    spread = torch.tensor([frechet_distance(*sets(seed)) for seed in range(200)]).std()
+    for method in ("halves", "bootstrap"):
+        value, interval = metric_interval(gap, x, y, method=method, resamples=400)
+        assert value == gap(x, y)
+        assert value in interval
+        assert (interval.high - interval.low) / 2 / 1.96 == pytest.approx(exact, rel=0.12)
+        assert (value, interval) == metric_interval(gap, x, y, method=method, resamples=400)
+        assert interval != metric_interval(gap, x, y, method=method, resamples=400, seed=1)[1]
+
+
+@pytest.mark.parametrize("metric", ["kid", "recall", "is"])
+def test_halves_have_the_width_of_new_draws(metric: str) -> None:
+    """Metrics that duplicates would disturb: the standard error against the spread over independent draws."""
+
+    def sets(seed: int) -> tuple[Tensor, ...]:
+        x, y = draw(120, 3, 1000 + seed), 0.6 * draw(120, 3, seed) + 0.5
+        return (y,) if metric == "is" else (x, y)
+
+    def value(*s: Tensor) -> float:
+        if metric == "kid":
+            return polynomial_mmd(*s)
+        return prdc(*s).recall if metric == "recall" else inception_score(s[0], splits=1).mean
+
+    spread = torch.tensor([value(*sets(seed)) for seed in range(80)]).std()
     errors = []
-    for seed in range(300, 308):
-        real, generated = sets(seed)
-        value, interval = frechet_interval(real, generated, method=method, **settings)
-        assert value == frechet_distance(real, generated)
+    for seed in range(300, 306):
+        _, interval = metric_interval(value, *sets(seed), resamples=40)
         errors.append((interval.high - interval.low) / (2 * 1.96))
-    assert sum(errors) / len(errors) == pytest.approx(float(spread), rel=0.25)
+    assert sum(errors) / len(errors) == pytest.approx(float(spread), rel=0.35)
 
 
-def test_the_bootstrap_does_not_move_the_value() -> None:
-    """Naive percentiles of FD* would lie wholly above FD here: resampling repeats images, and bias grows."""
-    real, generated = draw(100, 20, 0), draw(100, 20, 1)
-    value, interval = frechet_interval(real, generated, method="bootstrap", resamples=60)
-    assert value in interval
-    assert abs((interval.low + interval.high) / 2 - value) < 0.3 * (interval.high - interval.low)
+def test_several_numbers_at_the_price_of_one() -> None:
+    x, y = draw(60, 2, 0), draw(50, 2, 1) + 0.5
+    calls = []
+
+    def all_four(a: Tensor, b: Tensor) -> PRDC:
+        calls.append((len(a), len(b)))
+        return prdc(a, b)
+
+    found = metric_intervals(all_four, x, y, resamples=8)
+    assert calls == [(60, 50)] + [(30, 25)] * 8
+    assert [v for v, _ in found] == list(prdc(x, y))
+    for i, (v, interval) in enumerate(found):
+        assert (v, interval) == metric_interval(lambda a, b, i=i: prdc(a, b)[i], x, y, resamples=8)
+
+
+@pytest.mark.parametrize("method", ["halves", "bootstrap"])
+def test_paired_differences_cancel_what_is_shared(method: str) -> None:
+    """a and b share all their noise but a shift: paired the difference is sharp, unpaired (b turned) it is not."""
+    real, a = draw(200, 2, 0), draw(200, 2, 1)
+    b = a + 0.2
+
+    def mean_square(r: Tensor, g: Tensor) -> float:
+        return float((g - r.mean(0)).square().sum(1).mean())
+
+    found = paired_metric_difference(mean_square, real, a, b, method=method, resamples=99)
+    turned = paired_metric_difference(mean_square, real, a, b[torch.randperm(200)], method=method, resamples=99)
+    assert found.value == pytest.approx(mean_square(real, a) - mean_square(real, b))
+    assert (found.a, found.b) == (mean_square(real, a), mean_square(real, b))
+    assert turned.value == pytest.approx(found.value)
+    # only the shift's cross term is left: var = (2 * .2)^2 * 2 * (1/200 + 1/200)
+    assert (found.interval.high - found.interval.low) / 2 / 1.96 == pytest.approx(0.4 * math.sqrt(2 / 100), rel=0.25)
+    assert turned.interval.high - turned.interval.low > 3 * (found.interval.high - found.interval.low)
+    assert turned.p_value > found.p_value
+    same = paired_metric_difference(mean_square, real, a, a, method=method, resamples=9)
+    assert (same.value, same.p_value) == (0, 1)
+
+
+def test_p_values_of_a_normal_difference() -> None:
+    assert normal_p(1.959964, 1.0) == pytest.approx(0.05, rel=1e-5)
+    assert normal_p(-2 * 1.644854, 2.0) == pytest.approx(0.10, rel=1e-5)
+    assert normal_p(0.0, 0.0) == 1
 
 
 def test_bad_input() -> None:
@@ -87,7 +147,17 @@ def test_bad_input() -> None:
         mean_interval([1.0, 2.0], method="bootstap")
     with pytest.raises(InputError, match="each seed"):
         paired_difference([1.0, 2.0], [1.0])
-    with pytest.raises(InputError, match="between 2 and 16"):
-        frechet_interval(draw(50, 2, 0), draw(60, 2, 1))
-    with pytest.raises(InputError, match="jackknife"):
-        frechet_interval(draw(50, 2, 0), draw(60, 2, 1), method="jacknife")
+    x = draw(20, 2, 0)
+    for bad, words in (
+        ({"method": "halfs"}, "halves"),
+        ({"resamples": 1}, "at least 2"),
+        ({"level": 0.0}, "between 0 and 1"),
+    ):
+        with pytest.raises(InputError, match=words):
+            metric_interval(lambda a: float(a.mean()), x, **bad)
+    with pytest.raises(InputError, match="at least 4"):
+        metric_interval(lambda a: float(a.mean()), x[:3])
+    with pytest.raises(InputError, match="at least one set"):
+        metric_interval(lambda: 0.0)
+    with pytest.raises(InputError, match="one pair"):
+        paired_metric_difference(lambda r, g: 0.0, x, x, x[:19])

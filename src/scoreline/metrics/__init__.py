@@ -9,8 +9,15 @@ from typing import Any
 from scoreline.metrics.cmmd import cmmd
 from scoreline.metrics.fid_infinity import fid_infinity
 from scoreline.metrics.frechet import frechet_distance, frechet_distance_from_statistics
+from scoreline.metrics.frechet_intervals import frechet_influence, frechet_interval, paired_frechet_difference
 from scoreline.metrics.inception_score import inception_score
-from scoreline.metrics.intervals import frechet_interval, mean_interval, paired_difference
+from scoreline.metrics.intervals import (
+    mean_interval,
+    metric_interval,
+    metric_intervals,
+    paired_difference,
+    paired_metric_difference,
+)
 from scoreline.metrics.kid import kernel_distance, polynomial_mmd
 from scoreline.metrics.prdc import prdc
 
@@ -22,11 +29,16 @@ __all__ = [
     "fid_infinity",
     "frechet_distance",
     "frechet_distance_from_statistics",
+    "frechet_influence",
     "frechet_interval",
     "inception_score",
     "kernel_distance",
     "mean_interval",
+    "metric_interval",
+    "metric_intervals",
     "paired_difference",
+    "paired_frechet_difference",
+    "paired_metric_difference",
     "polynomial_mmd",
     "prdc",
     *_STREAMING,
