@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scoreline.core.errors import ArtefactError, InputError
-from scoreline.core.files import atomic_path, read_json, write_json
+from scoreline.core.files import atomic_path, read_json, sweep, write_json
 
 
 def test_the_file_appears_only_at_the_end(tmp_path: Path) -> None:
@@ -114,3 +114,21 @@ def test_missing_json_and_folder(tmp_path: Path) -> None:
         read_json(tmp_path / "none.json")
     with pytest.raises(ArtefactError, match="cannot be read"):
         read_json(tmp_path)
+
+
+def test_sweep_removes_unfinished_files_only(tmp_path: Path) -> None:
+    (tmp_path / "inner/deep").mkdir(parents=True)
+    kept = [
+        tmp_path / "a.png",
+        tmp_path / ".hidden",
+        tmp_path / ".tmpfile",
+        tmp_path / "tmp123abc",
+        tmp_path / "inner/b.partial.png",
+    ]
+    gone = [tmp_path / ".1f.partial.json", tmp_path / "inner/.2e.partial", tmp_path / "inner/.tmp5foQon"]
+    for path in kept + gone:
+        path.write_text("x")
+    sweep(tmp_path)
+    assert all(path.exists() for path in kept)
+    assert not any(path.exists() for path in gone)
+    sweep(tmp_path / "not there")

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from scoreline.core.errors import ArtefactError
-from scoreline.evaluate.ledger import Ledger, sweep
+from scoreline.evaluate.ledger import Ledger
 
 
 def test_what_was_added_is_there_again(tmp_path: Path) -> None:
@@ -50,15 +50,3 @@ def test_another_job_is_refused_and_what_differs_is_named(tmp_path: Path) -> Non
     Ledger(path, {"count": 3, "labels": [1, 2], "old": 1})  # JSON knows no tuples
     with pytest.raises(ArtefactError, match="they differ in count, new, old"):
         Ledger(path, {"count": 4, "labels": [1, 2], "new": 1})
-
-
-def test_sweep_removes_unfinished_files_only(tmp_path: Path) -> None:
-    (tmp_path / "inner/deep").mkdir(parents=True)
-    kept = [tmp_path / "a.png", tmp_path / ".hidden", tmp_path / "inner/b.partial.png"]
-    gone = [tmp_path / ".1f.partial.json", tmp_path / "inner/.2e.partial"]
-    for path in kept + gone:
-        path.write_text("x")
-    sweep(tmp_path)
-    assert all(path.exists() for path in kept)
-    assert not any(path.exists() for path in gone)
-    sweep(tmp_path / "not there")

@@ -96,7 +96,7 @@ def main(root: Path) -> None:
                 "equal": equal,
                 "straight": outcome(root / "straight"),
                 "killed": outcome(root / "killed"),
-                "leftovers": [str(path) for path in root.rglob(".*partial*")],
+                "leftovers": [str(path) for path in root.rglob(".*")],
                 "accelerate": "accelerate" in sys.modules,
             }
         )

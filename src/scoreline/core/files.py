@@ -18,7 +18,7 @@ from typing import Any
 
 from scoreline.core.errors import ArtefactError, InputError
 
-__all__ = ["atomic_path", "write_json", "read_json"]
+__all__ = ["atomic_path", "sweep", "write_json", "read_json"]
 
 _MENDS = {
     errno.ENOSPC: "the disk is full; free some space or choose another folder",
@@ -88,6 +88,18 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
         # Also on Ctrl-C. The clean-up must not hide the error that led here.
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def sweep(folder: str | os.PathLike[str]) -> None:
+    """Remove the unfinished files that a killed run left in a folder of its own and in the folders inside it.
+
+    Those are the temporary files of :func:`atomic_path` and of safetensors, which writes by way of one of its own
+    (`.tmp` and six letters or digits).
+    """
+    for path in (found for pattern in (".*", "*/.*") for found in Path(folder).glob(pattern)):
+        if re.fullmatch(r"\.\w+\.partial.*|\.tmp\w{6}", path.name):
+            with suppress(OSError):
+                path.unlink()
 
 
 def _concerns(error: Exception, target: Path, temporary: Path) -> bool:

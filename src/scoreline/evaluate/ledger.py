@@ -4,21 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from scoreline.core.errors import ArtefactError
-from scoreline.core.files import read_json, write_json
+from scoreline.core.files import read_json, sweep, write_json
 
-__all__ = ["Ledger", "sweep"]
-
-
-def sweep(folder: Path) -> None:
-    """Remove the unfinished files that a killed run left in a folder of its own and in the folders inside it."""
-    for path in [*folder.glob(".*.partial*"), *folder.glob("*/.*.partial*")]:
-        with suppress(OSError):
-            path.unlink()
+__all__ = ["Ledger"]
 
 
 class Ledger:

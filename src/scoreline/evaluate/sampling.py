@@ -15,11 +15,10 @@ from torch import Tensor
 
 from scoreline.core.device import pick_device
 from scoreline.core.errors import ArtefactError, InputError
-from scoreline.core.files import atomic_path, read_json, write_json
+from scoreline.core.files import atomic_path, read_json, sweep, write_json
 from scoreline.core.load import load
 from scoreline.core.noise import Noise
 from scoreline.data import to_uint8
-from scoreline.evaluate.ledger import sweep
 from scoreline.evaluate.progress import progress
 from scoreline.evaluate.specs import check_fit, guided, labels_for, make_sampler, parse_labels
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -21,6 +20,7 @@ from torch import Tensor
 
 from scoreline.core.device import pick_device
 from scoreline.core.errors import ArtefactError, InputError
+from scoreline.core.files import sweep
 from scoreline.core.method import Method
 from scoreline.train import checkpoint
 from scoreline.train.ema import EMA
@@ -112,7 +112,7 @@ def run(
     }
     resolved = resolve(method, data, steps=steps, device=place, precision=precision, config=config, **settings)
     if rank == 0:
-        _sweep(root)
+        sweep(root)
         claim_folder(root, resolved)
     loop = Loop(method, data, device=place, autocast=pick_autocast(precision, place), rank=rank, **settings)
     start, header = _go_on(loop, root, steps)
@@ -222,13 +222,3 @@ def _stopped(stop: threading.Event, step: int, world: int, device: torch.device)
     flag = torch.tensor(float(stop.is_set()), device=device)
     torch.distributed.all_reduce(flag)
     return bool(flag > 0)
-
-
-def _sweep(root: Path) -> None:
-    """Remove what a killed run was just writing."""
-    for folder in (root, root / "checkpoints"):
-        for path in folder.glob(".*.partial*"):
-            try:
-                path.unlink(missing_ok=True)
-            except OSError as error:
-                print(f"{path}: could not be removed ({error.strerror})", file=sys.stderr)
