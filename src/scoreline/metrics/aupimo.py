@@ -122,8 +122,8 @@ class _Pixels:
         for size, pooled in self.normal.items():
             count = min(int(bounds[1] * size * self.normal_images) + 1, pooled.size)
             tails[size] = np.sort(np.partition(pooled, pooled.size - count)[pooled.size - count :])
-        # Below the first score of a tail, Fsh is above U whatever the other sizes have there.
-        first = max(tail[0] for tail in tails.values())
+        # Below the first score of a tail that was cut off, Fsh is above U whatever the other sizes have there.
+        first = max((t[0] for size, t in tails.items() if t.size < self.normal[size].size), default=self.low)
         found = np.unique(np.concatenate(list(tails.values())))
         found = found[found >= first]
         fpr, above = (

@@ -46,7 +46,9 @@ def maps_and_masks(
         if scores.shape != mask.shape:
             shapes = (tuple(scores.shape), tuple(mask.shape))
             raise InputError(
-                f"map and mask of image {i}", shapes, "differ in size; bring the map to its mask's size, not the reverse"
+                f"map and mask of image {i}",
+                shapes,
+                "differ in size; bring the map to its mask's size, not the reverse",
             )
         if planes and scores.ndim != 2:
             raise InputError(f"map of image {i}", tuple(scores.shape), "needs two dimensions, (H, W)")
