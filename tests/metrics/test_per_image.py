@@ -51,11 +51,11 @@ def test_a_taken_image_is_replaced_within_the_tolerance() -> None:
     # mean 0.50028: image 4, the nearest, stands for the median; of 3 and 5, both within 0.01, 3 is nearer
     found = by_name(scores)
     assert (found["q1"].image, found["median"].image, found["mean"].image) == (2, 4, 3)
-    scores = [0.0, 0.3, 0.494, 0.5, 0.6, 0.7, 1.0]
+    scores = [0.0, 0.2, 0.3, 0.494, 0.5, 0.6, 0.7, 0.8, 1.05]
     found = by_name(scores)
-    assert found["mean"].value == pytest.approx(0.5134, abs=1e-4)
-    assert (found["median"].image, found["mean"].image) == (3, 3)
-    assert by_name(scores, tolerance=0.02)["mean"].image == 2
+    assert found["mean"].value == pytest.approx(0.516)
+    assert (found["median"].image, found["mean"].image) == (4, 4)  # 0.494 is 0.022 away
+    assert by_name(scores, tolerance=0.025)["mean"].image == 3
 
 
 def test_equal_scores_stand_for_several_statistics_with_images_of_their_own() -> None:
