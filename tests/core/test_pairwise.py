@@ -1,4 +1,4 @@
-"""Distances and neighbours against literal loops."""
+"""Distances against literal loops."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from scoreline.core.errors import InputError
-from scoreline.core.pairwise import distance_blocks, kth_nearest, squared_distances
+from scoreline.core.pairwise import distance_blocks, squared_distances
 
 
 def points(n: int, d: int, seed: int) -> torch.Tensor:
@@ -49,25 +49,8 @@ def test_small_distances_survive_a_large_offset() -> None:
         assert squared_distances(a, a, way=way)[0, 1].item() == pytest.approx(1e-8, rel=1e-3)
 
 
-@pytest.mark.parametrize("k", [1, 3, 8])
-@pytest.mark.parametrize("way", ["direct", "gram"])
-def test_kth_nearest_leaves_the_point_itself_out(k: int, way: str) -> None:
-    a = points(9, 3, 3)
-    rows = squared_distances(a, a, way="direct").sort(dim=1).values  # column 0 is the point itself
-    torch.testing.assert_close(kth_nearest(a, k, way=way, block_bytes=200), rows[:, k], rtol=1e-9, atol=1e-12)
-
-
-def test_duplicates_are_neighbours_at_distance_zero() -> None:
-    a = torch.tensor([[0.0], [0.0], [3.0]])
-    assert kth_nearest(a, 1).tolist() == [0.0, 0.0, 9.0]
-    assert kth_nearest(a, 2).tolist() == [9.0, 9.0, 9.0]
-
-
 def test_bad_input() -> None:
     a = points(4, 2, 0)
-    for k in (0, 4):
-        with pytest.raises(InputError, match="from 1 to 3"):
-            kth_nearest(a, k)
     with pytest.raises(InputError):
         squared_distances(a, points(4, 3, 0))
     with pytest.raises(InputError):

@@ -42,7 +42,7 @@ def test_equals_the_loops(seed: int, k: int, strict: bool, ties: bool) -> None:
     if ties:  # a small grid: equal distances and duplicates everywhere, in exact arithmetic
         real, generated = real.round(), generated.round()
     expected = literal(real, generated, k, strict)
-    for distance in ("direct", "gram") if not ties else ("direct",):
+    for distance in ("direct", "filtered"):
         assert prdc(real, generated, k=k, strict=strict, distance=distance) == pytest.approx(expected)
 
 
@@ -54,8 +54,11 @@ def test_identical_sets() -> None:
     assert prdc(x, x, mode="kynkaanniemi") == pytest.approx((1, 1, 4 / 3, 1))
     assert prdc(x, x, strict=False) == pytest.approx((1, 1, 6 / 5, 1))
     same = torch.ones(10, 3)
-    assert prdc(same, same) == (0, 0, 0, 0)
-    assert prdc(same, same, mode="kynkaanniemi")[:2] == (1, 1)
+    for distance in ("direct", "filtered"):
+        assert prdc(same, same, distance=distance) == (0, 0, 0, 0)
+        assert prdc(same, same, mode="kynkaanniemi", distance=distance)[:2] == (1, 1)
+        assert prdc(x, x.clone(), distance=distance) == (1, 1, 1, 1)
+        assert prdc(x, x.clone(), strict=False, distance=distance).density == 6 / 5
 
 
 def test_modes_choose_k_and_comparison() -> None:

@@ -1,4 +1,4 @@
-"""Pairwise squared distances and nearest neighbours in float64, block by block, in bounded memory.
+"""Pairwise squared distances in float64, block by block, in bounded memory (neighbours: see `neighbours`).
 
 Two ways of computing |a - b|^2: "direct" differences, whose result for a pair does not depend on the blocks around it
 (so that "is this point inside the ball?" has the same answer wherever it is asked), and "gram", |a|^2 + |b|^2 - 2 a.b
@@ -13,10 +13,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from scoreline.core.errors import InputError, unknown_name
+from scoreline.core.errors import unknown_name
 from scoreline.core.moments import check_features
 
-__all__ = ["squared_distances", "distance_blocks", "kth_nearest"]
+__all__ = ["squared_distances", "distance_blocks"]
 
 Way = Literal["auto", "direct", "gram"]
 
@@ -71,25 +71,3 @@ def distance_blocks(
     for start in range(0, len(x), height):
         rows = slice(start, min(start + height, len(x)))
         yield rows, _block(x[rows], y, direct)
-
-
-def kth_nearest(points: Tensor, k: int, *, way: Way = "auto", block_bytes: int = _BLOCK_BYTES) -> Tensor:
-    """Squared distance from each point to its k-th nearest OTHER point of the same set, (N,) float64.
-
-    A duplicate of a point counts as another point, at distance 0.
-
-    Args:
-        points: (N, D), N > k.
-        k: 1 for the nearest other point.
-
-    Raises:
-        InputError: k < 1 or N <= k.
-    """
-    if k < 1 or len(points) <= k:
-        raise InputError("k", k, f"{len(points)} points have k-th nearest others for k from 1 to {len(points) - 1}")
-    radii = torch.empty(len(points), dtype=torch.float64, device=points.device)
-    for rows, block in distance_blocks(points, points, way=way, block_bytes=block_bytes):
-        own = torch.arange(rows.start, rows.stop, device=block.device)
-        block[torch.arange(len(block), device=block.device), own] = torch.inf
-        radii[rows] = block.kthvalue(k, dim=1).values
-    return radii

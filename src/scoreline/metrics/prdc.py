@@ -14,12 +14,11 @@ from __future__ import annotations
 
 from typing import Literal, NamedTuple
 
-import torch
 from torch import Tensor
 
 from scoreline.core.errors import unknown_name
 from scoreline.core.moments import check_features
-from scoreline.core.pairwise import distance_blocks, kth_nearest
+from scoreline.core.neighbours import ball_counts, kth_nearest
 
 __all__ = ["PRDC", "prdc"]
 
@@ -43,7 +42,7 @@ def prdc(
     mode: Literal["prdc", "kynkaanniemi"] = "prdc",
     k: int | None = None,
     strict: bool | None = None,
-    distance: Literal["auto", "direct", "gram"] = "auto",
+    distance: Literal["auto", "direct", "filtered"] = "auto",
 ) -> PRDC:
     """Precision, recall, density and coverage of (M, d) generated against (N, d) real features.
 
@@ -53,7 +52,8 @@ def prdc(
             guided-diffusion, torch-fidelity).
         k: neighbours, None for the mode's own.
         strict: < (True) or <= (False), None for the mode's own.
-        distance: how distances are computed (`scoreline.core.pairwise`); always float64, in blocks of bounded memory.
+        distance: how distances are computed (`scoreline.core.neighbours`): all from differences, or only those that
+            products leave open. The answer is the same, bit by bit, and memory bounded.
 
     Returns:
         (precision, recall, density, coverage).
@@ -70,18 +70,10 @@ def prdc(
     check_features(real, "real")
     check_features(generated, "generated", dim=real.shape[1])
     real_radii, generated_radii = kth_nearest(real, k, way=distance), kth_nearest(generated, k, way=distance)
-    inside = torch.lt if strict else torch.le
-
-    balls_around_generated = torch.zeros(len(generated), dtype=torch.int64, device=real.device)
-    recalled = covered = 0
-    for rows, squared in distance_blocks(real, generated, way=distance):
-        in_real_ball = inside(squared, real_radii[rows, None])
-        balls_around_generated += in_real_ball.sum(dim=0)
-        covered += int(in_real_ball.any(dim=1).sum())
-        recalled += int(inside(squared, generated_radii).any(dim=1).sum())
+    counts = ball_counts(real, generated, x_radii=real_radii, y_radii=generated_radii, strict=strict, way=distance)
     return PRDC(
-        precision=float((balls_around_generated > 0).double().mean()),
-        recall=recalled / len(real),
-        density=float(balls_around_generated.sum()) / (k * len(generated)),
-        coverage=covered / len(real),
+        precision=int((counts.in_x_balls > 0).sum()) / len(generated),
+        recall=int((counts.in_y_balls > 0).sum()) / len(real),
+        density=int(counts.in_x_balls.sum()) / (k * len(generated)),
+        coverage=int((counts.of_x_balls > 0).sum()) / len(real),
     )
