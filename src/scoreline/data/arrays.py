@@ -101,6 +101,7 @@ def from_arrays(
     check_options(size, channels, "error")
     array = images.detach().cpu().numpy() if isinstance(images, Tensor) else np.asarray(images)
     array = _checked(to_nchw(array, name), name)
+    side = (array.shape[3], array.shape[2])
     changed = (size is not None and array.shape[2:] != (size, size)) or (
         channels is not None and array.shape[1] != channels
     )
@@ -111,7 +112,7 @@ def from_arrays(
         array = _prepared(array, channels or array.shape[1], size)
         preparation = f"channels={array.shape[1]} size={size} filter={'none' if size is None else 'bicubic'}"
     return Images(
-        ArrayPixels(array, preparation=preparation),
+        ArrayPixels(array, preparation=preparation, side=side),
         name=name,
         labels=labels,
         num_classes=num_classes,

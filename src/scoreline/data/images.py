@@ -124,6 +124,16 @@ class Images:
         """(C, H, W) of every image."""
         return self._pixels.shape
 
+    @property
+    def formats(self) -> dict[str, int]:
+        """How many images the set was read from, by file format ("JPEG", "PNG", "uint8 array", ...)."""
+        return dict(self._pixels.formats)
+
+    @property
+    def sides(self) -> dict[tuple[int, int], int]:
+        """How many images the set was read from, by (width, height) before any resizing."""
+        return dict(self._pixels.sides)
+
     def batch(self, indices: Indices) -> Batch:
         """The images at some positions of this set.
 
@@ -233,7 +243,7 @@ class Images:
             "range": [low, high],
             "mean": mean.tolist(),
             "std": (squares / count - mean.square()).clamp(min=0).sqrt().tolist(),
-            "formats": dict(self._pixels.formats),
+            "formats": self.formats,
             "preparation": self._pixels.preparation,
             "fingerprint": self.fingerprint,
             "skipped": [{"name": name, "reason": reason} for name, reason in self.skipped],

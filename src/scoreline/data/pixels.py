@@ -38,6 +38,10 @@ class Pixels(Protocol):
     def formats(self) -> Mapping[str, int]:
         """How many images are stored in which format."""
 
+    @property
+    def sides(self) -> Mapping[tuple[int, int], int]:
+        """How many images are stored with which (width, height), before any resizing."""
+
     def __len__(self) -> int: ...
 
     def read(self, rows: np.ndarray) -> Tensor:
@@ -53,12 +57,16 @@ class ArrayPixels:
     Args:
         array: (N, C, H, W), uint8 or float32 in [-1, 1]; not checked here.
         preparation: what was done to it before.
+        side: (width, height) before that; None where it is the array's own.
     """
 
-    def __init__(self, array: np.ndarray, *, preparation: str = "none") -> None:
+    def __init__(
+        self, array: np.ndarray, *, preparation: str = "none", side: tuple[int, int] | None = None
+    ) -> None:
         self.array = array
         self.preparation = preparation
         self.shape: tuple[int, int, int] = (array.shape[1], array.shape[2], array.shape[3])
+        self.sides: Mapping[tuple[int, int], int] = {side or (self.shape[2], self.shape[1]): len(array)}
         self.formats: Mapping[str, int] = {f"{array.dtype} array": len(array)}
 
     def __len__(self) -> int:
@@ -99,6 +107,7 @@ class EncodedPixels:
         shape: (C, H, W) of every decoded picture.
         size: resize and crop to this side, or None.
         formats: how many pictures have which file format.
+        sides: how many pictures have which (width, height) in their files.
     """
 
     def __init__(
@@ -109,8 +118,10 @@ class EncodedPixels:
         *,
         size: int | None,
         formats: Mapping[str, int],
+        sides: Mapping[tuple[int, int], int],
     ) -> None:
-        self.records, self.rows, self.shape, self.size, self.formats = records, rows, shape, size, formats
+        self.records, self.rows, self.shape, self.size = records, rows, shape, size
+        self.formats, self.sides = formats, sides
         self.preparation = f"channels={shape[0]} size={size} filter={'none' if size is None else 'bicubic'}"
         self._kept: np.ndarray | None = None
         self._have = np.zeros(0, dtype=bool)
@@ -209,9 +220,11 @@ def open_records(
         channels = 1 if all(header.grey for header in headers) else 3
     shape = (channels, size or headers[0].height, size or headers[0].width)
     formats = Counter(header.format for header in headers)
+    sides = Counter((header.width, header.height) for header in headers)
     return EncodedPixels(
-        records, np.array(rows, dtype=np.int64), shape, size=size, formats=dict(sorted(formats.items()))
-    ), skipped
+        records, np.array(rows, dtype=np.int64), shape, size=size, formats=dict(sorted(formats.items())),
+        sides=dict(sorted(sides.items())),
+    ), skipped  # fmt: skip
 
 
 def _check_sizes(records: Records, rows: list[int], headers: list[Header]) -> None:

@@ -10,23 +10,43 @@ other counts the number is called fd-digits, and compares only with its like.
 from __future__ import annotations
 
 import functools
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from scoreline.core.artefact import load_artefact
+from scoreline.core.device import pick_dtype
 from scoreline.core.encoder import Encoder
 from scoreline.core.errors import ArtefactError, InputError, unknown_name
 from scoreline.core.load import model_path
 from scoreline.core.moments import Moments
+from scoreline.core.names import lookup
 from scoreline.core.score import Protocol, Score
 from scoreline.data import load_images
 from scoreline.data.images import Images
 from scoreline.metrics import frechet_distance
+from scoreline.metrics.frechet import Method
 from scoreline.nn.features import Pixels
 
-__all__ = ["FID_DIGITS_COUNT", "FrechetProtocol", "digits_net", "features_of", "pick_encoder"]
+__all__ = [
+    "COLOUR",
+    "FEATURES",
+    "FID_DIGITS_COUNT",
+    "FrechetProtocol",
+    "digits_net",
+    "features_of",
+    "frechet_name",
+    "network_name",
+    "on_device",
+    "pick_encoder",
+]
+
+FEATURES = ("auto", "inception-2015", "dinov2-vit-l-14", "clip-vit-l-14-336", "digits", "pixels")
+TAKE_WEIGHTS = ("inception-2015", "dinov2-vit-l-14", "clip-vit-l-14-336")
+# networks that take three channels only
+COLOUR = TAKE_WEIGHTS
 
 FID_DIGITS_COUNT = 10_000
 FID_DIGITS_NETWORK = "005a200450439ac8d86c88988cba4094b46ae355c8d0478548a95a542cf18798"
@@ -46,34 +66,74 @@ def digits_net() -> Encoder:
     return net
 
 
-def pick_encoder(name: str, images: Images) -> Encoder:
+def network_name(name: str, images: Images) -> str:
+    """The network that "auto" stands for: digits for 8x8 grey images, inception-2015 elsewhere.
+
+    Raises:
+        InputError: an unknown name.
+    """
+    if name not in FEATURES:
+        raise unknown_name("features", name, FEATURES)
+    if name == "auto":
+        return "digits" if images.shape == (1, 8, 8) else "inception-2015"
+    return name
+
+
+def pick_encoder(name: str, images: Images, *, mode: str | None = None, weights: str | Path | None = None) -> Encoder:
     """The feature network for a data set.
 
     Args:
-        name: "auto" (digits for 8x8 grey images, inception-2015 elsewhere), "digits", "inception-2015" or "pixels".
+        name: one of `FEATURES`; see `network_name` for "auto".
         images: the reference set.
+        mode: conventions of another implementation for inception-2015, see `scoreline.nn.resizing.fid_mode`; None takes
+            those of TensorFlow's original.
+        weights: file of the network's weights; None looks where the network's own message says.
 
     Raises:
-        InputError: an unknown name, or a network that does not take such images.
+        InputError: an unknown name, a network that does not take such images, or an option that it does not have.
         ArtefactError: weights that have to be downloaded by the user are missing.
     """
-    if name == "auto":
-        name = "digits" if images.shape == (1, 8, 8) else "inception-2015"
+    name = network_name(name, images)
+    if mode is not None and name != "inception-2015":
+        raise InputError("mode", mode, f"says how images reach inception-2015; the features are {name}")
+    if weights is not None and name not in TAKE_WEIGHTS:
+        raise InputError("weights", str(weights), f"{name} has none to be read")
     if name == "pixels":
         return Pixels(images.shape)
     if name == "digits":
         if images.shape != (1, 8, 8):
             raise InputError("features", name, f"takes 1x8x8 images, not {images.shape}; use pixels")
         return digits_net()
-    if name == "inception-2015":
-        from scoreline.nn.inception import Inception2015
+    try:
+        if name == "inception-2015":
+            from scoreline.nn.inception import Inception2015
+            from scoreline.nn.resizing import fid_mode
 
-        try:
-            return Inception2015.load()
-        except ArtefactError as error:
-            mend = f"{error.mend}; or measure pixels with --features pixels"
-            raise ArtefactError(error.thing, error.value, mend) from None
-    raise unknown_name("features", name, ["auto", "digits", "inception-2015", "pixels"])
+            if mode is None:
+                return Inception2015.load(weights)
+            how = fid_mode(mode)
+            return Inception2015.load(weights, resize=how.resize, quantisation=how.quantisation, scaling=how.scaling)
+        return lookup("encoder", name).load(weights)
+    except ArtefactError as error:
+        mend = f"{error.mend}; or measure pixels with --features pixels"
+        raise ArtefactError(error.thing, error.value, mend) from None
+
+
+def on_device(encoder: Encoder, device: torch.device, dtype: str, compile: bool) -> Encoder:
+    """The network where it shall run, in its fast form where it has one.
+
+    Raises:
+        InputError: bf16 or compilation, which only inception-2015 offers.
+    """
+    from scoreline.nn.inception import Inception2015
+
+    if isinstance(encoder, Inception2015):
+        return encoder.fast(compile=compile, dtype=pick_dtype(dtype)).to(device)
+    for thing, value, plain in (("dtype", dtype, "float32"), ("compile", compile, False)):
+        if value != plain:
+            mend = f"is offered for inception-2015 alone; the features are {encoder.protocol['features']}"
+            raise InputError(thing, value, mend)
+    return encoder.to(device)
 
 
 @torch.no_grad()
@@ -82,22 +142,53 @@ def features_of(encoder: Encoder, images: Tensor, *, batch_size: int = 500) -> T
     return torch.cat([encoder.features(chunk) for chunk in images.split(batch_size)])
 
 
+def frechet_name(protocol: Protocol) -> str:
+    """What a Frechet distance is called: fid@digits only under its full protocol, fd-<features> otherwise."""
+    if (
+        protocol.features == "digits"
+        and protocol.generated_count == FID_DIGITS_COUNT
+        and protocol.weights == FID_DIGITS_NETWORK
+        and protocol.resize == "none"
+        and protocol.method == "symmetric"
+        and protocol.reference_fingerprint == FID_DIGITS_REFERENCE
+    ):
+        return "fid@digits"
+    names = {
+        "pixels": "fd-pixel", "inception-2015": "fid", "dinov2-vit-l-14": "fd-dinov2", "clip-vit-l-14-336": "fd-clip",
+        "unknown": "fd",
+    }  # fmt: skip
+    return names.get(protocol.features, f"fd-{protocol.features}")
+
+
 class FrechetProtocol:
     """A Frechet distance against a fixed reference set.
 
     Args:
         encoder: the feature network.
         reference: the real images.
+        split: which split of its data set the reference is.
         conditions: how the labels of the generated images are drawn, for the protocol.
+        moments: of the reference's features, where they are known already.
+        method: how the root is taken, see `frechet_distance`.
     """
 
-    def __init__(self, encoder: Encoder, reference: Images, *, split: str = "", conditions: str = "none") -> None:
+    def __init__(
+        self,
+        encoder: Encoder,
+        reference: Images,
+        *,
+        split: str = "",
+        conditions: str = "none",
+        moments: Moments | None = None,
+        method: Method = "symmetric",
+    ) -> None:
         self.encoder, self.reference = encoder, reference
-        moments = Moments(encoder.dim)
-        with torch.no_grad():
-            for batch in reference.batches(500):
-                moments.update(encoder.features(batch.image))
-        self.moments = moments
+        if moments is None:
+            moments = Moments(encoder.dim)
+            with torch.no_grad():
+                for batch in reference.batches(500):
+                    moments.update(encoder.features(batch.image))
+        self.moments, self.method = moments, method
         named: dict[str, Any] = dict(encoder.protocol)
         self.base = Protocol(
             metric="frechet-distance",
@@ -108,19 +199,13 @@ class FrechetProtocol:
             reference_split=split,
             reference_fingerprint=reference.fingerprint,
             reference_count=len(reference),
-            method="symmetric",
+            method=method,
             ddof=1,
         )
 
     def name(self, count: int) -> str:
         """What the number is called: fid@digits only under its full protocol, fd-<features> otherwise."""
-        features = self.base.features
-        full = features == "digits" and count == FID_DIGITS_COUNT
-        full = full and self.base.weights == FID_DIGITS_NETWORK and self.base.resize == "none"
-        full = full and self.base.reference_fingerprint == FID_DIGITS_REFERENCE
-        if full:
-            return "fid@digits"
-        return {"pixels": "fd-pixel", "inception-2015": "fid"}.get(features, f"fd-{features}")
+        return frechet_name(self.protocol(count))
 
     def protocol(self, count: int) -> Protocol:
         """The protocol of a score on `count` generated images."""
@@ -128,7 +213,7 @@ class FrechetProtocol:
 
     def distance(self, features: Tensor | Moments) -> float:
         """The distance of generated features (N, D) or their moments."""
-        return frechet_distance(self.moments, features)
+        return frechet_distance(self.moments, features, method=self.method)
 
     def score(self, features: Tensor | Moments, *, cost: dict[str, Any] | None = None) -> Score:
         """The distance with its protocol."""

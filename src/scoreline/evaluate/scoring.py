@@ -1,307 +1,318 @@
-"""Scores of one set of images against another: the work behind `scoreline score`."""
+"""Scores of one set of images against another: the work behind `scoreline score`.
+
+Everything is refused before anything is computed; then one pass over each set feeds every metric (`extraction`), and
+process 0 makes scores of what was taken (`measures`).
+"""
 
 from __future__ import annotations
 
+import os
+import shutil
+import tempfile
 import warnings as python_warnings
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor
 
 from scoreline.core.cost import machine, measured
-from scoreline.core.encoder import Classifier, Encoder
-from scoreline.core.errors import ArtefactError, InputError, unknown_name
-from scoreline.core.files import atomic_path
-from scoreline.core.moments import Moments
-from scoreline.core.score import Protocol, Score
+from scoreline.core.device import pick_device
+from scoreline.core.errors import ArtefactError, InputError, ScorelineError, unknown_name
+from scoreline.core.files import write_json
+from scoreline.core.score import Protocol
 from scoreline.data import load_images
-from scoreline.data.images import Images
+from scoreline.data.pixels import OnBadImage
+from scoreline.evaluate.cache import cache_folder, cached, store
+from scoreline.evaluate.extraction import Network, Taken, extract, locked, take_features, work_key
+from scoreline.evaluate.measures import PRDC_MODES, Known, Measured, Scorer, compare_measured
+from scoreline.evaluate.planning import METRICS, Part, Plan, check_saving, planned
+from scoreline.evaluate.processes import Processes, processes
 from scoreline.evaluate.progress import progress
-from scoreline.evaluate.protocols import FrechetProtocol, pick_encoder
-from scoreline.metrics import (
-    fid_infinity,
-    frechet_distance,
-    frechet_distance_from_statistics,
-    frechet_interval,
-    inception_score,
-    kernel_distance,
-    prdc,
-)
-from scoreline.nn.features import Pixels
+from scoreline.evaluate.protocols import FrechetProtocol
+from scoreline.evaluate.sources import Source
+from scoreline.evaluate.statistics import LAYOUTS, write_statistics
 
-__all__ = ["METRICS", "Statistics", "read_statistics", "score_sets", "write_statistics"]
+__all__ = ["METRICS", "score_sets"]
 
-UNKNOWN = "these statistics do not say which network or how many images they are from"
-METRICS = ("fd", "kid", "prdc", "is", "fd-infinity")
-
-
-@dataclass(frozen=True)
-class Statistics:
-    """Mean and covariance of features, and what is known of where they are from: count and network, where stored."""
-
-    mean: Tensor
-    cov: Tensor
-    count: int | None = None
-    features: str = ""
-    weights: str = ""
-
-
-def write_statistics(path: str | Path, moments: Moments, encoder: Encoder) -> None:
-    """Mean and covariance as .npz with `mu` and `sigma`, float64: the layout of pytorch-fid and its descendants.
-
-    What that layout lacks, the count and the network, stands beside them under names that others ignore.
-    """
-    named = {key: encoder.protocol[key] for key in ("features", "weights")}
-    arrays: dict[str, Any] = {
-        "mu": moments.mean.numpy(),
-        "sigma": moments.cov().numpy(),
-        "count": moments.count,
-        **named,
-    }
-    with atomic_path(path) as temporary, open(temporary, "wb") as file:
-        np.savez(file, **arrays)
-
-
-def read_statistics(path: str | Path) -> Statistics | None:
-    """The statistics in an .npz file, or None when it holds something else (images, say).
-
-    Raises:
-        ArtefactError: the file is damaged.
-        InputError: mean and covariance do not fit together, or are not finite.
-    """
-    file = Path(path).expanduser()
-    if file.suffix != ".npz" or not file.is_file():
-        return None
-    try:
-        with np.load(file, allow_pickle=False) as arrays:
-            if not {"mu", "sigma"} <= set(arrays.files):
-                return None
-            mean, cov = (torch.from_numpy(arrays[name].astype(np.float64)) for name in ("mu", "sigma"))
-            count = int(arrays["count"]) if "count" in arrays else None
-            features, weights = (str(arrays[name]) if name in arrays else "" for name in ("features", "weights"))
-    except Exception as error:  # zip, zlib and header parsing meet hostile bytes and raise nearly anything
-        raise ArtefactError("statistics", str(path), f"cannot be read ({error})") from None
-    if mean.dim() != 1 or cov.shape != (len(mean), len(mean)):
-        shapes = (tuple(mean.shape), tuple(cov.shape))
-        raise InputError(f"statistics in {path}", shapes, "mu has shape (d,), sigma has shape (d, d)")
-    if not bool(mean.isfinite().all() and cov.isfinite().all()):
-        raise InputError(f"statistics in {path}", None, "hold NaN or infinity; make them again")
-    return Statistics(mean, cov, count, features, weights)
-
-
-@torch.no_grad()
-def _features(encoder: Encoder, images: Images, batch_size: int, advance: Callable[[int, str], None]) -> Tensor:
-    found = []
-    for batch in images.batches(batch_size):
-        found.append(encoder.features(batch.image))
-        advance(len(batch), images.name)
-    return torch.cat(found)
+_ROWS_OF = {"real": {"kid", "cmmd", *PRDC_MODES}, "generated": {"kid", "cmmd", "fd-infinity", *PRDC_MODES}}
 
 
 def score_sets(
     real: str,
     generated: str,
     *,
+    compare_to: str | None = None,
     features: str = "auto",
     metrics: Sequence[str] | None = None,
+    mode: str | None = None,
+    weights: str | None = None,
     real_split: str | None = None,
     generated_split: str | None = None,
+    compare_split: str | None = None,
     size: int | None = None,
-    batch_size: int = 250,
+    on_bad_image: OnBadImage = "error",
+    batch_size: int | None = None,
+    workers: int | None = None,
+    device: str = "auto",
+    dtype: str = "float32",
+    compile: bool = False,
     save_statistics: str | None = None,
+    statistics_layout: str = "scoreline",
+    out: str | None = None,
+    cache: bool = True,
     seed: int = 0,
     quiet: bool = False,
 ) -> dict[str, Any]:
     """Score a generated set against a real one.
 
     Args:
-        real, generated: data sets as `load_images` takes them, or .npz statistics.
+        real, generated, compare_to: data sets as `load_images` takes them, .npz statistics, or features (.npy or .npz,
+            floating point, (N, D)); `compare_to` is a second generated set.
         features: see `pick_encoder`.
         metrics: of `METRICS`; None takes fd, kid and prdc, or fd alone where statistics are given.
-        real_split, generated_split, size: as for `load_images`.
-        batch_size: images a batch.
+        mode: conventions of another implementation, see `scoreline.nn.resizing.fid_mode`.
+        weights: file of the feature network's weights.
+        real_split, generated_split, compare_split, size, on_bad_image: as for `load_images`.
+        batch_size: images a batch; None takes 32, or 256 for 8x8 images.
+        workers: processes that decode and preprocess; None decides by the work there is.
+        device: where the network runs, see `pick_device`.
+        dtype: "float32" or "bf16", which the protocol then says.
+        compile: compile the network.
         save_statistics: path for the real set's statistics.
-        seed: of subsets and intervals.
+        statistics_layout: of `LAYOUTS`.
+        out: folder for results.json and for the work files; a killed run goes on there.
+        cache: keep statistics of the real set, and work files, in the user's cache folder.
+        seed: of intervals and of the sizes of fd-infinity.
         quiet: no progress.
 
     Returns:
-        {"scores": [...], "floor": {...}, "protocol": text, "warnings": [...], "cost": {...}}, plain values.
+        {"scores": [...], "comparison": [...], "floor": {...}, "sets": {...}, "protocol": text, "warnings": [...],
+        "cost": {...}}, plain values; empty in all processes but the first.
 
     Raises:
         InputError: names, shapes or metrics that do not fit.
         ArtefactError: files or weights that are missing or damaged.
     """
-    saved = {side: read_statistics(source) for side, source in (("real", real), ("generated", generated))}
-    any_saved = any(s is not None for s in saved.values())
-    if metrics is None:
-        metrics = ["fd"] if any_saved else ["fd", "kid", "prdc"]
-    for metric in metrics:
-        if metric not in METRICS:
-            raise unknown_name("metric", metric, METRICS)
-    if not metrics:
-        raise InputError("metrics", None, "give at least one")
-    if any_saved and list(metrics) != ["fd"]:
-        raise InputError("metrics", ",".join(metrics), "saved statistics give the Frechet distance only; use fd")
-    if batch_size < 1:
-        raise InputError("batch_size", batch_size, "must be 1 or more")
-    if save_statistics is not None and (saved["real"] is not None or Path(save_statistics).suffix != ".npz"):
-        raise InputError("save_statistics", save_statistics, "takes a name ending in .npz, and a real set of images")
-    if real == "digits" and real_split is None:
-        real_split = "test"
-    opened: dict[str, Images] = {}
-    for side, source, split in (("real", real, real_split), ("generated", generated, generated_split)):
-        if saved[side] is None:
-            opened[side] = load_images(source, split=split, size=size)
-    if not opened:
-        return _between_saved(saved, real)
-    if len(opened) == 2 and opened["real"].shape != opened["generated"].shape:
-        shapes = " and ".join("x".join(map(str, opened[side].shape)) for side in ("real", "generated"))
-        raise InputError(
-            "image shapes", shapes, "real and generated must be alike; give --size, or convert one of them"
-        )
-
-    some = next(iter(opened.values()))
-    encoders = [pick_encoder(features, some)]
-    if "is" in metrics and not isinstance(encoders[0], Classifier):
-        raise InputError("metric", "is", "needs a feature network with class outputs; pixels have none")
-    if not isinstance(encoders[0], Pixels) and some.shape == (1, 8, 8) and "fd" in metrics and len(opened) == 2:
-        encoders.append(Pixels(some.shape))
-    notes: list[str] = []
-    scores: list[Score] = []
-    floors: dict[str, float] = {}
+    named = {"real": (real, real_split), "generated": (generated, generated_split)}
+    if compare_to is not None:
+        named["compared"] = (compare_to, compare_split)
     with (
-        measured() as cost,
-        progress("score", sum(map(len, opened.values())) * len(encoders), quiet=quiet) as advance,
+        processes() as team,
+        _base_folder(out, cache, team) as base,
         python_warnings.catch_warnings(record=True) as caught,
     ):
         python_warnings.simplefilter("always", UserWarning)
-        for position, encoder in enumerate(encoders):
-            found = {side: _features(encoder, images, batch_size, advance) for side, images in opened.items()}
-            if len(found) == 2:
-                scorer = FrechetProtocol(encoder, opened["real"], split=real_split or "")
-                wanted = list(metrics) if position == 0 else ["fd"]
-                scores += _scores(wanted, encoder, scorer, found["real"], found["generated"], seed)
-                if real == "digits" and real_split == "test" and size in (None, 8):
-                    count = len(found["generated"])
-                    floors[scorer.name(count)] = scorer.floor(load_images("digits", split="train"), count)
-            else:
-                scores.append(_against_saved(encoder, found, saved, real))
-            if save_statistics is not None and position == 0:
-                write_statistics(save_statistics, Moments.of(found["real"]), encoder)
-    notes += [str(w.message) for w in caught if issubclass(w.category, UserWarning)]
-    notes += _warnings(opened)
+        try:
+            _check_options(metrics, batch_size, workers, seed, dtype, save_statistics, statistics_layout)
+            plan = planned(
+                named, base, features, metrics, mode, weights, size, on_bad_image, batch_size, workers,
+                _own(pick_device(device), team), dtype, compile,
+            )  # fmt: skip
+            check_saving(plan, save_statistics, statistics_layout)
+        except ScorelineError as error:
+            if team.first:
+                raise
+            # Process 0 met the same error and says it; once is enough.
+            raise SystemExit(error.exit_code) from None
+        result = _run(plan, base, team, cache, seed, quiet or not team.first, size, save_statistics, statistics_layout)
+        if not team.first:
+            return {}
+        said = [str(w.message) for w in caught if issubclass(w.category, UserWarning)]
+        result["warnings"] = list(dict.fromkeys([*result["warnings"], *said]))
+        if out is not None:
+            write_json(Path(out) / "results.json", result)
+        return result
+
+
+def _check_options(
+    metrics: Sequence[str] | None, batch_size: int | None, workers: int | None, seed: int, dtype: str,
+    save_statistics: str | None, statistics_layout: str,
+) -> None:  # fmt: skip
+    """What can be refused without opening anything."""
+    for metric in metrics or ():
+        if metric not in METRICS:
+            raise unknown_name("metric", metric, METRICS)
+    if metrics is not None and not metrics:
+        raise InputError("metrics", None, "give at least one")
+    for thing, number, least in (("batch_size", batch_size, 1), ("workers", workers, 0), ("seed", seed, 0)):
+        if number is not None and number < least:
+            raise InputError(thing, number, f"must be {least} or more")
+    if dtype not in ("float32", "bf16"):
+        raise unknown_name("dtype", dtype, ["float32", "bf16"])
+    if statistics_layout not in LAYOUTS:
+        raise unknown_name("statistics layout", statistics_layout, LAYOUTS)
+    if save_statistics is not None and Path(save_statistics).suffix != ".npz":
+        raise InputError("save_statistics", save_statistics, "takes a name ending in .npz")
+
+
+@contextmanager
+def _base_folder(out: str | None, cache: bool, team: Processes) -> Iterator[Path]:
+    """Where work files lie: `out`, the cache folder, or a temporary folder."""
+    if out is not None:
+        yield Path(out).expanduser()
+    elif cache:
+        yield cache_folder()
+    else:
+        with ExitStack() as stack:
+            text = team.agreed(lambda: stack.enter_context(tempfile.TemporaryDirectory(prefix="scoreline-")))
+            yield Path(text)
+
+
+def _own(device: torch.device, team: Processes) -> torch.device:
+    """One GPU a process, as torchrun numbers them on each host."""
+    if device.type == "cuda" and device.index is None and team.world > 1:
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+    return device
+
+
+def _run(
+    plan: Plan, base: Path, team: Processes, cache: bool, seed: int, quiet: bool, size: int | None,
+    save: str | None, layout: str,
+) -> dict[str, Any]:  # fmt: skip
+    sources = plan.sources
+    total = sum(len(s.images or s.features or ()) for s in sources.values())
+    with ExitStack() as stack:
+        cost = stack.enter_context(measured())
+        advance = stack.enter_context(progress("score", total, quiet=quiet))
+        folders: list[Path] = []
+        taken = {role: _taken(s, plan, base, team, cache, advance, stack, folders) for role, s in sources.items()}
+        if not team.first:
+            return {}
+        known = {role: _known(sources[role], plan, found) for role, found in taken.items()}
+        measured_now: dict[str, list[Measured]] = {"generated": [], "compared": []}
+        floors: dict[str, float] = {}
+        notes = list(plan.notes)
+        for position, part in enumerate(plan.parts):
+            for role in measured_now.keys() & sources.keys():
+                scorer = Scorer(
+                    known["real"][position], known[role][position], _base_protocol(plan, part, sources[role], known),
+                    plan.root, plan.kid_mode, part.taps, seed,
+                )  # fmt: skip
+                measured_now[role] += scorer.measure(part.metrics)
+                notes += scorer.notes if role == "generated" else []
+            floors |= _floors(part, plan, known["real"][position], size)
+        comparison = []
+        if "compared" in sources:
+            comparison = compare_measured(measured_now["generated"], measured_now["compared"], seed)
+        if save is not None:
+            _save(save, plan.parts[0], known["real"][0], layout)
+        for folder in folders:
+            shutil.rmtree(folder, ignore_errors=True)
     facts = machine()
-    for score in scores:
-        score.cost.update(seconds=cost.seconds, peak_memory_bytes=cost.peak_memory, machine=facts)  # type: ignore[attr-defined]
+    rate = total / cost.seconds if cost.seconds > 0 else 0.0
+    spent = {"seconds": cost.seconds, "peak_memory_bytes": cost.peak_memory, "images_per_second": rate}
+    for m in (*measured_now["generated"], *measured_now["compared"]):
+        m.score.cost.update(spent, machine=facts)  # type: ignore[attr-defined]
+    scores = [m.score for m in measured_now["generated"]]
     return {
+        "sets": {role: {"name": s.text, "split": s.split, "count": s.count, "kind": s.kind}
+                 for role, s in sources.items()},
         "scores": [score.to_dict() for score in scores],
+        "compared": [m.score.to_dict() for m in measured_now["compared"]],
+        "comparison": comparison,
         "floor": floors,
         "protocol": str(scores[0].protocol),
-        "warnings": list(dict.fromkeys(notes)),
-        "cost": {"seconds": cost.seconds, "peak_memory_bytes": cost.peak_memory},
-    }
+        "warnings": notes,
+        "cost": spent,
+    }  # fmt: skip
 
 
-def _scores(
-    metrics: Sequence[str], encoder: Encoder, scorer: FrechetProtocol, r: Tensor, g: Tensor, seed: int
-) -> list[Score]:
-    base = scorer.protocol(len(g))
-    found: list[Score] = []
-    for metric in metrics:
-        if metric == "fd":
-            interval = None
-            value = frechet_distance(r, g)
-            if len(g) >= 40:
-                value, interval = frechet_interval(r, g, seed=seed)
-            found.append(Score(scorer.name(len(g)), value, base, higher_is_better=False, interval=interval))
-        elif metric == "fd-infinity":
-            smallest = min(5000, max(len(g) // 10, 2))
-            limit = fid_infinity(r, g, smallest=smallest, seed=seed)
-            protocol = base.replace(method="extrapolated", estimator_seed=seed, extra=(("smallest", smallest),))
-            interval = getattr(limit, "interval", None)
-            found.append(Score("fd-infinity", limit.value, protocol, higher_is_better=False, interval=interval))
-        elif metric == "kid":
-            size = min(1000, len(r), len(g))
-            # The spread over subsets says nothing of the error from the images themselves, so it is no interval.
-            spread = kernel_distance(r, g, subset_size=size, seed=seed)
-            protocol = base.replace(metric="kid", method="unbiased", subsets=100, subset_size=size, estimator_seed=seed)
-            found.append(Score("kid", spread.mean, protocol, higher_is_better=False))
-        elif metric == "prdc":
-            values = prdc(r, g)
-            protocol = base.replace(metric="prdc", k=5, strict=True, method="prdc")
-            for name in ("precision", "recall", "density", "coverage"):
-                found.append(Score(name, getattr(values, name), protocol, higher_is_better=True))
-        else:
-            assert isinstance(encoder, Classifier)
-            logits = encoder.head(g)
-            spread = inception_score(logits)
-            protocol = base.replace(metric="inception-score", tap="logits", method="10 splits", reference="none")
-            found.append(Score("is", spread.mean, protocol, higher_is_better=True))
+def _save(path: str, part: Part, found: Mapping[str, Known], layout: str) -> None:
+    taken = {tap: known.taken.moments for tap, known in found.items() if known.taken is not None}
+    known = None if part.encoder is None else part.encoder.protocol
+    write_statistics(path, taken["features"], known=known, spatial=taken.get("sfid"), layout=layout)
+
+
+def _taken(
+    source: Source, plan: Plan, base: Path, team: Processes, cache: bool, advance: Callable[[int, str], None],
+    stack: ExitStack, folders: list[Path],
+) -> dict[str, Taken]:  # fmt: skip
+    """Features of one set: from the cache, from a pass over the images, or streamed from a file."""
+    if source.features is not None:
+        return {"0.features": take_features(source.features, source.role, advance)} if team.first else {}
+    if source.images is None:
+        return {}
+    rows_of = _ROWS_OF["real" if source.role == "real" else "generated"]
+    networks = []
+    for part in plan.parts:
+        assert part.encoder is not None
+        taps = {part.taps["features"]: bool(rows_of & set(part.metrics))}
+        if "sfid" in part.taps:
+            taps[part.taps["sfid"]] = False
+        if "logits" in part.taps and source.role != "real":
+            taps[part.taps["logits"]] = True
+        networks.append(Network(part.encoder, taps))
+    images = source.images
+    fingerprint = team.agreed(lambda: images.fingerprint)
+    named = [(f"{i}.{tap}", n, tap, keep) for i, n in enumerate(networks) for tap, keep in n.taps.items()]
+    known: dict[str, Taken] = {}
+    remember = cache and source.role == "real"
+    if remember and team.first and not any(keep for *_, keep in named):
+        found = {key: cached(cache_folder(), fingerprint, n.encoder.protocol, tap) for key, n, tap, _ in named}
+        known = {key: taken for key, taken in found.items() if taken is not None}
+    if team.agreed(lambda: len(known) == len(named)):
+        advance(len(images), source.role)
+        return known
+    folder = base / "work" / work_key(fingerprint, networks, plan.batch_size)
+    if team.first:
+        stack.enter_context(locked(folder))
+        folders.append(folder)
+    known = extract(
+        images, networks, folder, name=source.role, batch_size=plan.batch_size, workers=plan.workers, team=team,
+        advance=advance,
+    )  # fmt: skip
+    if remember and team.first:
+        for key, n, tap, _ in named:
+            try:
+                store(cache_folder(), fingerprint, n.encoder.protocol, tap, known[key])
+            except ArtefactError as error:
+                plan.notes.append(f"the statistics were not kept: {error}")
+    return known
+
+
+def _known(source: Source, plan: Plan, taken: Mapping[str, Taken]) -> list[dict[str, Known]]:
+    """For every part: tap -> what is known there."""
+    if source.statistics is not None:
+        pairs = {"features": source.statistics.pair("fd")}
+        if "sfid" in plan.parts[0].metrics:
+            pairs["sfid"] = source.statistics.pair("sfid")
+        return [{tap: Known(None, pair, source.count) for tap, pair in pairs.items()}] * len(plan.parts)
+    found = []
+    for i, part in enumerate(plan.parts):
+        keys = {"features": "0.features"} if source.features is not None else {
+            kind: f"{i}.{tap}" for kind, tap in part.taps.items()
+        }  # fmt: skip
+        found.append({kind: Known(taken[key], None, source.count) for kind, key in keys.items() if key in taken})
     return found
 
 
-def _between_saved(saved: dict[str, Statistics | None], real: str) -> dict[str, Any]:
-    first, second = saved["real"], saved["generated"]
-    assert first is not None
-    assert second is not None
-    if first.mean.shape != second.mean.shape:
-        raise InputError("statistics", (len(first.mean), len(second.mean)), "both need the same number of features")
-    for name in ("features", "weights"):
-        a, b = getattr(first, name), getattr(second, name)
-        if a and b and a != b:
-            raise InputError("statistics", f"{a} and {b}", f"are of different {name}; make both with the same network")
-    value = frechet_distance_from_statistics(first.mean, first.cov, second.mean, second.cov)
-    protocol = Protocol(
-        metric="frechet-distance", features=first.features or "unknown", weights=first.weights or "unknown",
-        reference=real, reference_count=first.count, generated_count=second.count, method="symmetric", ddof=1,
+def _base_protocol(plan: Plan, part: Part, judged: Source, known: Mapping[str, Any]) -> Protocol:
+    real = plan.sources["real"]
+    if part.encoder is not None and real.images is not None:
+        moments = known["real"][plan.parts.index(part)]["features"].taken.moments
+        base = FrechetProtocol(part.encoder, real.images, split=real.split, moments=moments, method=plan.root).base
+        return base.replace(generated_count=judged.count)
+    named: dict[str, Any] = dict(part.encoder.protocol) if part.encoder is not None else {"features": "unknown"}
+    if part.encoder is None:
+        for source in (judged, real):
+            named |= dict((source.statistics.known or {}) if source.statistics is not None else {})
+    return Protocol(
+        metric="frechet-distance", **named, reference=real.text, method=plan.root, ddof=1,
+        reference_count=real.count, generated_count=judged.count,
     )  # fmt: skip
-    score = Score("fd", value, protocol, higher_is_better=False)
-    notes = [f"{side}: {UNKNOWN}" for side, s in saved.items() if s is not None and not s.features]
-    return {"scores": [score.to_dict()], "floor": {}, "protocol": str(protocol), "warnings": notes, "cost": {}}
 
 
-def _against_saved(encoder: Encoder, found: dict[str, Tensor], saved: dict[str, Statistics | None], real: str) -> Score:
-    ((side, features),) = found.items()
-    moments = Moments.of(features)
-    other = saved["generated" if side == "real" else "real"]
-    assert other is not None
-    named: dict[str, Any] = dict(encoder.protocol)
-    if len(other.mean) != encoder.dim:
-        raise InputError(
-            "statistics", len(other.mean), f"are of another network: {named['features']} has {encoder.dim}"
-        )
-    for name in ("features", "weights"):
-        if getattr(other, name) not in ("", named[name]):
-            mend = f"are of other {name} than {named[name]}; give the same --features as when they were made"
-            raise InputError("statistics", getattr(other, name), mend)
-    if not other.features:
-        python_warnings.warn(f"statistics: {UNKNOWN}", UserWarning, stacklevel=2)
-    counts = (moments.count, other.count) if side == "generated" else (other.count, moments.count)
-    protocol = Protocol(
-        metric="frechet-distance", **named, reference=real, method="symmetric", ddof=1,
-        generated_count=counts[0], reference_count=counts[1],
-    )  # fmt: skip
-    pair = [(moments.mean, moments.cov()), (other.mean, other.cov)]
-    (m1, c1), (m2, c2) = pair if side == "real" else pair[::-1]
-    return Score("fd", frechet_distance_from_statistics(m1, c1, m2, c2), protocol, higher_is_better=False)
-
-
-def _warnings(opened: dict[str, Images]) -> list[str]:
-    notes = []
-    described = {side: images.describe() for side, images in opened.items()}
-    few = [f"{len(images)} {side}" for side, images in opened.items() if len(images) < 2000]
-    if few:
-        mend = "compare it at equal counts only, or use --metrics fd-infinity"
-        notes.append(f"few images ({', '.join(few)}): a Frechet distance of N images is too high by about c/N; {mend}")
-    for side, images in opened.items():
-        if images.skipped:
-            notes.append(f"{side}: {len(images.skipped)} bad images were left out")
-    formats = {side: set(d.get("formats") or ()) for side, d in described.items()}
-    jpeg = {side: "JPEG" in f for side, f in formats.items()}
-    if len(opened) == 2 and all(formats.values()) and jpeg["real"] != jpeg["generated"]:
-        notes.append("one set is JPEG and the other is not: compression alone moves the score")
-    return notes
+def _floors(part: Part, plan: Plan, known: Mapping[str, Known], size: int | None) -> dict[str, float]:
+    """On digits: the same distance for as many independent real images."""
+    real, generated = plan.sources["real"], plan.sources["generated"]
+    if part.encoder is None or real.images is None or known["features"].taken is None or "fd" not in part.metrics:
+        return {}
+    if (real.text, real.split) != ("digits", "test") or size not in (None, 8) or generated.count is None:
+        return {}
+    scorer = FrechetProtocol(
+        part.encoder, real.images, split="test", moments=known["features"].taken.moments, method=plan.root
+    )
+    count = generated.count
+    return {scorer.name(count): scorer.floor(load_images("digits", split="train"), count)}

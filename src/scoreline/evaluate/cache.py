@@ -1,0 +1,61 @@
+"""Statistics of data sets that were computed before, by fingerprint, in the user's cache folder.
+
+An entry is one .safetensors file: count, mean and scatter of the features (float64) and the sample of rows that
+intervals are estimated from. Its name is a hash of the data's fingerprint and of the network's whole protocol, so that
+a changed picture, weight or resize rule is another entry; a damaged file counts as absent.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from scoreline.core.errors import InputError
+from scoreline.core.files import atomic_path
+from scoreline.core.moments import Moments
+from scoreline.evaluate.extraction import SAMPLE, Taken
+
+__all__ = ["cache_folder", "cached", "store"]
+
+_VERSION = 1
+
+
+def cache_folder() -> Path:
+    """$XDG_CACHE_HOME/scoreline, or ~/.cache/scoreline."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "scoreline"
+
+
+def _path(folder: Path, fingerprint: str, protocol: Mapping[str, str], tap: str) -> Path:
+    job = [_VERSION, fingerprint, dict(protocol), tap, SAMPLE]
+    digest = hashlib.sha256(json.dumps(job, sort_keys=True).encode()).hexdigest()[:24]
+    return folder / "statistics" / f"{digest}.safetensors"
+
+
+def cached(folder: Path, fingerprint: str, protocol: Mapping[str, str], tap: str) -> Taken | None:
+    """The entry of a data set at one tap, or None."""
+    path = _path(folder, fingerprint, protocol, tap)
+    if not path.is_file():
+        return None
+    try:
+        state = load_file(path)
+        taken = Taken(Moments.from_tensors(state), state["sample"])
+    except (SafetensorError, OSError, KeyError, InputError):
+        return None
+    if taken.sample.shape != (min(taken.count, SAMPLE), taken.moments.dim) or taken.sample.dtype != torch.float32:
+        return None
+    return taken
+
+
+def store(folder: Path, fingerprint: str, protocol: Mapping[str, str], tap: str, taken: Taken) -> None:
+    """Keep what a pass took for the next run."""
+    state = taken.moments.to_tensors() | {"sample": taken.sample.to(torch.float32)}
+    with atomic_path(_path(folder, fingerprint, protocol, tap)) as temporary:
+        save_file({key: value.contiguous() for key, value in state.items()}, temporary)

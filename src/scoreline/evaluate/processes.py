@@ -1,0 +1,79 @@
+"""One job over the processes that torchrun started: who am I, what did the first one decide, are all there."""
+
+from __future__ import annotations
+
+import datetime
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+from scoreline.core.errors import InputError
+
+__all__ = ["Processes", "processes"]
+
+T = TypeVar("T")
+
+# A slow disk under one process must not end the others.
+_PATIENCE = datetime.timedelta(days=7)
+
+
+class Processes:
+    """The processes of this job.
+
+    Args:
+        rank: number of this one; only number 0 prints and writes results.
+        world: how many there are.
+    """
+
+    def __init__(self, rank: int = 0, world: int = 1) -> None:
+        self.rank, self.world = rank, world
+
+    @property
+    def first(self) -> bool:
+        """Whether this is process 0."""
+        return self.rank == 0
+
+    def barrier(self) -> None:
+        """Wait until all are here."""
+        if self.world > 1:
+            import torch.distributed as dist
+
+            dist.barrier()
+
+    def agreed(self, decide: Callable[[], T]) -> T:
+        """What process 0 decides, in all of them; plain values only."""
+        if self.world == 1:
+            return decide()
+        import torch.distributed as dist
+
+        box: list[Any] = [decide() if self.first else None]
+        dist.broadcast_object_list(box, src=0)
+        return box[0]
+
+
+@contextmanager
+def processes() -> Iterator[Processes]:
+    """The processes that torchrun announces in RANK and WORLD_SIZE, or this one alone.
+
+    Raises:
+        InputError: the variables are set, but not as torchrun sets them.
+    """
+    world = os.environ.get("WORLD_SIZE", "1")
+    rank = os.environ.get("RANK", "0")
+    if not (world.isdecimal() and rank.isdecimal() and int(rank) < max(int(world), 1)):
+        raise InputError("RANK and WORLD_SIZE", f"{rank} of {world}", "are set by torchrun; unset them, or use it")
+    if int(world) <= 1:
+        yield Processes()
+        return
+    import torch.distributed as dist
+
+    # Gloo carries nothing but a few words between barriers, so that it serves CPU and GPU alike.
+    started = not dist.is_initialized()
+    if started:
+        dist.init_process_group("gloo", timeout=_PATIENCE)
+    try:
+        yield Processes(int(rank), int(world))
+    finally:
+        if started:
+            dist.destroy_process_group()
