@@ -6,10 +6,12 @@ from typing import Any
 
 # Imported now, not on first use: several functions bear the name of their file, and importing a file later would put
 # the module in the function's place.
+from scoreline.metrics.clip_score import clip_score
 from scoreline.metrics.cmmd import cmmd
 from scoreline.metrics.fid_infinity import fid_infinity
 from scoreline.metrics.frechet import frechet_distance, frechet_distance_from_statistics
 from scoreline.metrics.frechet_intervals import frechet_influence, frechet_interval, paired_frechet_difference
+from scoreline.metrics.image_quality import pairwise_diversity, psnr, ssim
 from scoreline.metrics.inception_score import inception_score
 from scoreline.metrics.intervals import (
     mean_interval,
@@ -25,6 +27,7 @@ from scoreline.metrics.prdc import prdc
 _STREAMING = ("CMMD", "FrechetDistance", "InceptionScore", "KernelDistance", "PrecisionRecallDensityCoverage")
 
 __all__ = [
+    "clip_score",
     "cmmd",
     "fid_infinity",
     "frechet_distance",
@@ -39,8 +42,11 @@ __all__ = [
     "paired_difference",
     "paired_frechet_difference",
     "paired_metric_difference",
+    "pairwise_diversity",
     "polynomial_mmd",
     "prdc",
+    "psnr",
+    "ssim",
     *_STREAMING,
 ]
 
