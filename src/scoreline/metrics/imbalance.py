@@ -235,7 +235,7 @@ def cell_metrics(
 
     >>> found = cell_metrics((400, 100, 92, 284215), ["f1", "g-mean"])
     >>> {name: round(float(value), 6) for name, value in found.items()}
-    {'f1': 0.806452, 'g-mean': 0.901509}
+    {'f1': 0.806452, 'g-mean': 0.901511}
     """
     four = as_cells(cells)
     return {name: metric_named(name)(four, zero_division) for name in (METRICS if names is None else names)}

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from scoreline.core.errors import InputError
+from scoreline.core.noise import derive
 from scoreline.metrics.binary_curves import Cells, check_binary
 from scoreline.metrics.imbalance import as_cells
 
@@ -324,5 +325,7 @@ def annotate(
         flip = flip_probability(scores, labels, e1, e0, center=center, width=width)
     elif not (scores is None and center is None and width is None):
         raise InputError("noise", None, "errors around a score need scores, center and width, all three")
-    draws = torch.rand(len(y), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    # A stream of its own: whoever drew the scores from the same seed must not meet the same numbers here.
+    generator = torch.Generator().manual_seed(derive(seed, "annotate") % 2**63)
+    draws = torch.rand(len(y), generator=generator, dtype=torch.float64)
     return y ^ (draws.to(y.device) < flip)
