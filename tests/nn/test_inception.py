@@ -1,29 +1,23 @@
-"""Inception-2015: counts, shapes, the rules in which it differs, resizing and loading. Pixels, the network without."""
+"""Inception-2015: counts, shapes, the rules in which it differs, its fast form and its weights."""
 
 from __future__ import annotations
 
 import hashlib
-import inspect
+import pickle
+from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from scoreline.core.errors import ArtefactError, InputError
-from scoreline.core.names import kind_and_name, lookup
+from scoreline.core.names import kind_and_name
 from scoreline.core.score import Protocol
 from scoreline.nn import inception
-from scoreline.nn.features import Pixels
-from scoreline.nn.inception import (
-    TAPS,
-    WEIGHTS_FILE,
-    WEIGHTS_SHA256,
-    Inception2015,
-)
-from scoreline.nn.resizing import resize_antialias, resize_clean, resize_pytorch, resize_tf1
+from scoreline.nn.inception import TAPS, Inception2015
+from scoreline.nn.pretrained import PRETRAINED
 
 
 def noise(*shape: int, seed: int = 0) -> Tensor:
@@ -193,14 +187,15 @@ def test_taps_share_one_pass_and_stop_early(net: Inception2015) -> None:
     # sFID: the convolution inside Mixed_6d.branch1x1, before batch norm and ReLU: it has negative values
     inside: dict[str, Tensor] = {}
     hooks = [
-        net.Mixed_6d.branch1x1.conv.register_forward_hook(lambda _, __, out: inside.update(conv=out)),
+        net.Mixed_6c.register_forward_hook(lambda _, __, out: inside.update(mixed_5=out)),
         net.Mixed_7a.register_forward_hook(lambda *_: inside.update(late=torch.empty(0))),
     ]
     sfid = net.taps(x, ["sfid"])["sfid"]
     for hook in hooks:
         hook.remove()
     assert "late" not in inside
-    torch.testing.assert_close(sfid.view(2, 7, 17, 17), inside["conv"][:, :7])
+    convolved = net.Mixed_6d.branch1x1.conv(inside["mixed_5"])
+    torch.testing.assert_close(sfid.view(2, 7, 17, 17), convolved[:, :7])
     assert (sfid < 0).any()
 
 
@@ -213,91 +208,113 @@ def test_features_do_not_depend_on_the_batch_or_on_train(net: Inception2015) -> 
     assert not both.requires_grad
 
 
-# --- resizing ----------------------------------------------------------------------------------------------------
+# --- the fast form -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("height, width, size", [(4, 6, 7), (9, 5, 3), (5, 5, 5), (1, 3, 4)])
-def test_tf1_resize_against_loops(height: int, width: int, size: int) -> None:
-    x = noise(2, 3, height, width) * 255
-    out = resize_tf1(x, size).numpy()
-    u = x.numpy()
-    for i in range(size):
-        for j in range(size):
-            sy, sx = i * height / size, j * width / size
-            y0, x0 = int(sy), int(sx)
-            y1, x1 = min(y0 + 1, height - 1), min(x0 + 1, width - 1)
-            dy, dx = sy - y0, sx - x0
-            expected = (
-                (1 - dy) * (1 - dx) * u[:, :, y0, x0] + (1 - dy) * dx * u[:, :, y0, x1]
-                + dy * (1 - dx) * u[:, :, y1, x0] + dy * dx * u[:, :, y1, x1]
-            )  # fmt: skip
-            np.testing.assert_allclose(out[:, :, i, j], expected, rtol=1e-5, atol=1e-3)
+def close(ours: dict[str, Tensor], reference: dict[str, Tensor], rtol: float = 1e-5) -> None:
+    """Equal to `rtol` of each tap's norm, image by image."""
+    assert list(ours) == list(reference)
+    for name, value in reference.items():
+        error = (ours[name] - value).norm(dim=1) / value.norm(dim=1)
+        assert float(error.max()) < rtol, name
 
 
-def test_pytorch_resize_has_half_pixel_centres_and_no_antialias() -> None:
-    x = torch.tensor([0.0, 10.0, 20.0, 30.0]).expand(1, 1, 4, 4)
-    assert resize_pytorch(x, 2)[0, 0, 0].tolist() == [5, 25]
-    assert resize_tf1(x, 2)[0, 0, 0].tolist() == [0, 20]
-    spike = torch.zeros(1, 1, 8, 8)
-    spike[..., 0] = 80.0
-    assert resize_pytorch(spike, 2)[0, 0, 0].tolist() == [0, 0]  # aliasing: the line is lost
-    assert resize_antialias(spike, 2)[0, 0, 0, 0] > 5
+def test_folding_by_hand(net: Inception2015) -> None:
+    block = net.Mixed_5b.branch5x5_2
+    folded = block.folded()
+    bn = block.bn
+    scale = bn.weight[3] / (bn.running_var[3] + 1e-3).sqrt()
+    torch.testing.assert_close(folded.conv.weight[3], block.conv.weight[3] * scale)
+    torch.testing.assert_close(folded.conv.bias[3], bn.bias[3] - bn.running_mean[3] * scale)
+    x = noise(2, 48, 6, 7)
+    torch.testing.assert_close(folded(x), block(x), rtol=1e-4, atol=1e-5)
 
 
-def test_clean_resize_is_pillow_on_floats_clipped_not_rounded() -> None:
-    from PIL import Image
+@torch.no_grad()
+def test_the_fast_form_gives_the_same_features(net: Inception2015) -> None:
+    x, before = noise(2, 3, 139, 139) * 2 - 1, net.protocol
+    for module in net.modules():  # a trained network's batch norms have weights and biases that matter
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.weight, 0.8, 1.2)
+            nn.init.normal_(module.bias, 0, 0.1)
+    names = list(TAPS)
+    plain, fast = net.activations(x, names), net.fast()
+    found = fast.activations(x, names)
+    close(found, plain)
+    assert (found["sfid"] < 0).any()
+    assert net.protocol != before
+    assert fast.protocol == net.protocol
+    assert not net.folded
+    assert fast.fast().folded
+    convolutions = [m for m in fast.modules() if isinstance(m, nn.Conv2d)]
+    assert len(convolutions) == 94
+    assert all(m.bias is not None and m.weight.is_contiguous(memory_format=torch.channels_last) for m in convolutions)
+    assert not any(isinstance(m, nn.BatchNorm2d) for m in fast.modules())
+    assert not any(p.requires_grad for p in fast.parameters())
 
-    x = (noise(2, 3, 12, 9) > 0.5).float() * 255
-    out = resize_clean(x, 20)
-    one = np.asarray(Image.fromarray(x[1, 2].numpy()).resize((20, 20), Image.Resampling.BICUBIC))
-    np.testing.assert_allclose(out[1, 2].numpy(), one.clip(0, 255), rtol=1e-6)
-    assert one.min() < 0 or one.max() > 255  # bicubic overshoots, so that clipping is seen
-    assert (out != out.round()).any()
-    assert out.shape == (2, 3, 20, 20)
+
+@torch.no_grad()
+def test_half_precision_only_on_request_and_labelled(net: Inception2015) -> None:
+    x = noise(1, 3, 75, 75) * 2 - 1
+    half = net.fast(dtype=torch.bfloat16)
+    assert half.protocol["precision"] == "bfloat16"
+    assert net.fast().protocol["precision"] == "float32"
+    plain, found = net.activations(x, ["sfid", "2048", "logits"]), half.activations(x, ["sfid", "2048", "logits"])
+    assert all(value.dtype == torch.float32 for value in found.values())
+    close(found, plain, rtol=5e-2)
+    assert not torch.equal(found["2048"], plain["2048"])
+    assert torch.equal(half.fc.weight, net.fc.weight)
+    with pytest.raises(InputError, match="bfloat16"):
+        net.fast(dtype=torch.float16)
 
 
-def test_normalisation_of_each_mode() -> None:
-    white, black = torch.ones(1, 3, 8, 8), -torch.ones(1, 3, 8, 8)
-    ends = {"tf1": (127 / 128, -1), "clean": (127 / 128, -1), "torchmetrics": (127 / 128, -1), "pytorch": (1, -1)}
-    for mode, (high, low) in ends.items():
-        with torch.device("meta"):
-            net = Inception2015(resize=mode)
-        for x, end in ((white, high), (black, low)):
-            out = net.preprocess(x)
-            assert out.shape == (1, 3, 299, 299)
-            torch.testing.assert_close(out, torch.full_like(out, end), rtol=0, atol=1e-6)
+@torch.no_grad()
+def test_compiling_keeps_one_batch_size_and_stays_behind(net: Inception2015, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[int] = []
+
+    def compile(function, *, dynamic):
+        assert dynamic is False
+        return lambda x, names: (sizes.append(len(x)), function(x, names))[1]
+
+    monkeypatch.setattr(torch, "compile", compile)
+    x = noise(3, 3, 75, 75) * 2 - 1
+    compiled = net.fast(compile=True)
+    close(compiled.activations(x, ["192"]), net.activations(x, ["192"]))
+    close(compiled.activations(x[:1], ["192"]), net.activations(x[:1], ["192"]))
+    assert sizes == [3, 3]
+    assert pickle.loads(pickle.dumps(compiled)).activations(x[:1], ["64"])["64"].shape == (1, 64)
+    assert sizes == [3, 3]
+
+
+def test_preprocessing_travels_without_the_network(net: Inception2015) -> None:
+    travelled = pickle.dumps(net.preprocess)
+    assert len(travelled) < 1000
+    x = noise(2, 3, 20, 20) * 2 - 1
+    assert torch.equal(pickle.loads(travelled)(x), net.preprocess(x))
+    assert net.tap_names == tuple(TAPS)
 
 
 # --- weights -----------------------------------------------------------------------------------------------------
 
 
-def test_missing_weights_name_file_checksum_and_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SCORELINE_CACHE", str(tmp_path))
-    with pytest.raises(ArtefactError) as caught:
-        Inception2015.load()
-    for words in (WEIGHTS_FILE, WEIGHTS_SHA256, str(tmp_path)):
-        assert words in str(caught.value)
-    assert f"-{WEIGHTS_SHA256[:8]}.pth" in WEIGHTS_FILE
-    monkeypatch.delenv("SCORELINE_CACHE")
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    with pytest.raises(ArtefactError, match=r"home/\.cache/scoreline"):
-        Inception2015.load()
-
-
 def test_weights_load_whole(net: Inception2015, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without the step counters, which older files lack; the test below has them."""
     state = {k: v for k, v in net.state_dict().items() if not k.endswith("num_batches_tracked")}
-    file = tmp_path / WEIGHTS_FILE
+    entry = PRETRAINED["inception-2015"]
+    file = tmp_path / entry.file
     torch.save(state, file)
     digest = hashlib.sha256(file.read_bytes()).hexdigest()
     with pytest.raises(ArtefactError, match="trusted=True"):
         Inception2015.load(file)
-    monkeypatch.setattr(inception, "WEIGHTS_SHA256", digest)
+    monkeypatch.setitem(PRETRAINED, "inception-2015", replace(entry, sha256=digest))
     monkeypatch.setenv("SCORELINE_CACHE", str(tmp_path))
-    loaded = Inception2015.load(tap="64", resize="clean")
-    assert all(torch.equal(value, net.state_dict()[name]) for name, value in loaded.state_dict().items())
+    loaded = Inception2015.load(resize="clean", scaling="pytorch")
+    assert loaded.folded
     assert loaded.protocol["weights"] == digest
-    assert Protocol(metric="fid", **loaded.protocol).resize == "clean"
+    assert Protocol(metric="fid", **loaded.protocol).resize == "clean, pytorch scaling"
+    x = noise(1, 3, 75, 75) * 2 - 1
+    names = ["64", "192", "sfid", "768", "2048", "logits"]
+    close(loaded.activations(x, names), net.activations(x, names))
 
 
 def test_safetensors_load_without_trust(net: Inception2015, tmp_path: Path) -> None:
@@ -353,22 +370,3 @@ def test_protocol_and_bad_arguments(net: Inception2015) -> None:
         net.features(torch.full((1, 3, 8, 8), 2.0))
     with pytest.raises(InputError, match="sfid"):
         net.taps(torch.zeros(1, 3, 8, 8), ["sfd"])
-
-
-# --- pixels ------------------------------------------------------------------------------------------------------
-
-
-def test_pixels() -> None:
-    pixels = lookup("encoder", "pixels")((3, 2, 4))
-    assert isinstance(pixels, Pixels)
-    x = noise(5, 3, 2, 4) * 2 - 1
-    assert pixels.dim == 24
-    assert torch.equal(pixels.features(x), x.reshape(5, 24))
-    assert torch.equal(pixels(x), pixels.features(x))
-    assert Protocol(metric="fd-pixel", **pixels.protocol).features == "pixels"
-    for bad in (x[:, :1], x[..., :3], x + 2):
-        with pytest.raises(InputError):
-            pixels.features(bad)
-    with pytest.raises(InputError, match="at least 1"):
-        Pixels((3, 0, 4))
-    assert inspect.signature(Pixels).parameters["shape"].default == (1, 8, 8)

@@ -158,6 +158,23 @@ class Encoder(nn.Module):
             if name not in self.tap_names:
                 raise unknown_name("tap", name, self.tap_names)
 
+    def fast(self, *, compile: bool = False, dtype: torch.dtype | None = None) -> Encoder:
+        """The same network made for speed; what a small one has no need of is refused, never ignored.
+
+        Args:
+            compile: run it through `torch.compile`.
+            dtype: of its layers, None for the one it has; the protocol says which.
+
+        Raises:
+            InputError: this network has no such form.
+        """
+        name = self.protocol["features"]
+        if compile:
+            raise InputError("compile", compile, f"{name} is not compiled; leave it out")
+        if dtype not in (None, torch.float32):
+            raise InputError("dtype", str(dtype).removeprefix("torch."), f"{name} runs in float32")
+        return self
+
     def forward(self, x: Tensor) -> Tensor:
         return self.features(x)
 

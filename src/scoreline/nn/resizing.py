@@ -134,14 +134,15 @@ class FidMode:
     resize: str
     quantisation: str
     scaling: str
-    root: Literal["sqrtm", "eigvals"]
+    root: Literal["sqrtm", "sqrtm-clean", "eigvals"]
 
 
 # Image files hold uint8 levels, which "uint8-round" restores exactly. pytorch-fid and clean-fid take the real part of
-# SciPy's root of the product, torch-fidelity the square roots of its eigenvalues.
+# SciPy's root of the product (clean-fid however large the imaginary one is), torch-fidelity the roots of its
+# eigenvalues.
 FID_MODES = {
     "pytorch-fid": FidMode("pytorch", "uint8-round", "pytorch", "sqrtm"),
-    "clean": FidMode("clean", "uint8-round", "tf", "sqrtm"),
+    "clean": FidMode("clean", "uint8-round", "tf", "sqrtm-clean"),
     "torch-fidelity": FidMode("tf1", "uint8-round", "tf", "eigvals"),
 }
 
