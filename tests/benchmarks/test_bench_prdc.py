@@ -1,0 +1,52 @@
+"""The benchmark of precision and recall runs, and its stand-in computes what the definition says."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+FOLDER = Path(__file__).parents[2] / "benchmarks"
+
+
+@pytest.fixture
+def bench(monkeypatch: pytest.MonkeyPatch):
+    """The script, imported as running it in its folder would."""
+    monkeypatch.syspath_prepend(str(FOLDER))
+    before = set(sys.modules)
+    yield importlib.import_module("bench_prdc")
+    for name in set(sys.modules) - before:
+        if (FOLDER / f"{name}.py").is_file():
+            del sys.modules[name]
+
+
+def test_prdc(bench, capsys, tmp_path):
+    file = tmp_path / "prdc.json"
+    result = bench.main(["--quick", "--rounds", "1", "--json", str(file)], peer=bench.literal)
+    shown = capsys.readouterr().out
+    assert "N = M = 1500, k = 5, strict, float64; the peer is stand-in" in shown
+    assert "d = 16: the same counts; ours is under 1 GiB" in shown
+    assert json.loads(file.read_text()) == result
+    (figures,) = result["dims"]
+    assert figures["same_counts"]
+    assert 0 < figures["counts"]["ours"]["recall"] < 1500
+    assert figures["seconds"]["ours"]["ratio"] == 1.0
+
+
+def test_other_counts_are_said(bench, capsys):
+    def wrong(real, generated, k):
+        values = bench.literal(real, generated, k)
+        return {**values, "recall": values["recall"] - 1 / len(real)}
+
+    result = bench.main(["--quick", "--rounds", "1"], peer=wrong)
+    assert "COUNTS DIFFER" in capsys.readouterr().out
+    assert not result["dims"][0]["same_counts"]
+
+
+def test_memory_is_what_the_run_adds(bench):
+    import numpy as np
+
+    assert 60e6 < bench.extra_memory(lambda: np.ones(10_000_000)) < 200e6
