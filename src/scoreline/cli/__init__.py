@@ -14,6 +14,7 @@ VERBS = {
     "compare": "sample one model several ways at several costs, score each, write a report",
     "sample": "make images of a model, as PNGs or .npz",
     "score": "Frechet distance and its kin of two sets of images",
+    "attribute": "what each part of an image workflow contributed to similarity, with a report",
     "train": "train a model from a preset or a config file; resumes when run again",
     "data": "summary and picture grid of a data set",
     "models": "the models that come with scoreline",
@@ -21,7 +22,7 @@ VERBS = {
     "claims": "re-measure what a paper promises",
 }
 
-_RESUMED = {"compare", "sample", "train", "claims"}
+_RESUMED = {"attribute", "compare", "sample", "train", "claims"}
 
 _HELP = """scoreline makes image generators fast and proves that they are still good.
 

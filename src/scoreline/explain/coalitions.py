@@ -79,6 +79,7 @@ class Coalitions:
     same: Callable[[frozenset[str]], str] | None = None
     folder: Path = field(default=Path(), init=False)
     units: dict[tuple[int, int], Unit] = field(default_factory=dict, init=False)
+    leaders: dict[int, int] = field(default_factory=dict, init=False)
 
     def name(self, mask: int) -> str:
         """A coalition in words."""
@@ -117,7 +118,7 @@ class Coalitions:
             self.folder = Path(temporary if folder is None else folder)
             with _alone(self.folder):
                 ledger = Ledger(self.folder / "ledger.jsonl", dict(job))
-                leaders = self._leaders(masks)
+                leaders = self.leaders = self._leaders(masks)
                 wanted = [(mask, seed) for seed in seeds for mask in dict.fromkeys(leaders.values())]
                 undone = [unit for unit in wanted if not self._known(ledger, unit)]
                 advance(len(wanted) - len(undone), "known already")

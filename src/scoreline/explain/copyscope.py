@@ -159,12 +159,11 @@ class CopyScope:
         Raises:
             InputError, ArtefactError, NonFiniteError: see :class:`scoreline.explain.coalitions.Coalitions`.
         """
-        n = len(self.components)
         if method not in ("auto", "exact", "permutation"):
             raise unknown_name("method", method, ["auto", "exact", "permutation"])
         if workers < 1:
             raise InputError("workers", workers, "must be 1 or more")
-        exact = method == "exact" or (method == "auto" and n <= EXACT_UP_TO)
+        exact = method == "exact" or (method == "auto" and self.exact)
         masks = self.masks(exact, samples)
         # Only what the images depend on: more seed sets, other utilities and networks may be asked for later.
         whole = {"components": list(self.coalitions.components), **(job or {})}
@@ -175,6 +174,11 @@ class CopyScope:
                     attribution = self._divide(utility, short, masks, samples, exact)
                     found[attribution.name] = attribution
         return found
+
+    @property
+    def exact(self) -> bool:
+        """Whether all coalitions are few enough to be made."""
+        return len(self.components) <= EXACT_UP_TO
 
     def masks(self, exact: bool, samples: int | None) -> list[int]:
         """The coalitions that will be asked for."""
