@@ -23,6 +23,7 @@ from scoreline.metrics.label_noise import (
     noisy_cells,
     posterior,
     true_prevalence,
+    unbiased_loss,
 )
 
 PI = 492 / 284807
@@ -175,6 +176,18 @@ def test_errors_around_a_score_keep_the_rates_and_break_the_invariance() -> None
     assert float(ratio.max() - ratio.min()) > 0.02
     wide = Binormal().hard_cells(tau, pi, 0.1, 0.02, width=1e7)
     assert all(torch.allclose(x, z, atol=1e-7) for x, z in zip(wide, Binormal().cells(tau, pi, 0.1, 0.02)))
+
+
+@pytest.mark.parametrize("y", [0, 1])
+def test_the_expected_corrected_loss_is_the_loss_of_the_truth(y: int) -> None:
+    loss, (e1, e0) = {0: 0.3, 1: 1.7}, (0.2, 0.05)
+    chance = {1: 1 - e1, 0: e1} if y else {1: e0, 0: 1 - e0}  # of each annotation
+    mean = sum(
+        chance[a]
+        * float(unbiased_loss(torch.tensor([loss[a]]), torch.tensor([loss[1 - a]]), torch.tensor([a == 1]), e1, e0))
+        for a in (0, 1)
+    )
+    assert mean == pytest.approx(loss[y], abs=1e-6)
 
 
 def test_correction_of_a_finite_sample_stays_between_0_and_1() -> None:

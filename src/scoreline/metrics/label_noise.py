@@ -41,6 +41,7 @@ __all__ = [
     "noisy_cells",
     "posterior",
     "true_prevalence",
+    "unbiased_loss",
 ]
 
 Real = Tensor | float
@@ -254,6 +255,31 @@ def correct_auroc(auroc: Real, annotated: Real, e1: Real, e0: Real) -> Tensor:
     _invertible(e1, e0)
     pi = _usable_prevalence(annotated, e1, e0)
     return (0.5 + (auroc - 0.5) / j_factor(pi, e1, e0)).clamp(0, 1)
+
+
+def unbiased_loss(as_labelled: Tensor, as_other: Tensor, labels: Tensor, e1: float, e0: float) -> Tensor:
+    """Loss of each row whose mean against annotated labels is, in expectation, the mean against true ones.
+
+    l~(1) = ((1-e0) l(1) - e1 l(0)) / (1-e1-e0),  l~(0) = ((1-e1) l(0) - e0 l(1)) / (1-e1-e0)
+
+    Args:
+        as_labelled: (N,) loss l(a) with the annotated label a.
+        as_other: (N,) loss l(1 - a) with the other label.
+        labels: (N,) bool, as annotated.
+        e1, e0: error rates of the annotator, e1 + e0 < 1.
+
+    Returns:
+        (N,) float64; a row may come out negative.
+
+    Raises:
+        InputError: rates outside [0, 1] or that sum to 1 or more.
+
+    Reference: Natarajan et al., "Learning with noisy labels" (2013), lemma 1.
+    """
+    _invertible(*_shares(e1=e1, e0=e0))
+    keep = torch.where(labels, 1 - e0, 1 - e1)
+    take = torch.where(labels, e1, e0)
+    return (keep * as_labelled.double() - take * as_other.double()) / (1 - e1 - e0)
 
 
 def flip_probability(scores: Tensor, labels: Tensor, e1: float, e0: float, *, center: float, width: float) -> Tensor:
