@@ -25,6 +25,14 @@ def write_folder(folder: Path, pictures: np.ndarray, suffix: str = ".png", **set
         Image.fromarray(picture).save(folder / f"{i:04d}{suffix}", **settings)
 
 
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """What is kept for the next run is kept here."""
+    folder = tmp_path_factory.mktemp("cache")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(folder))
+    return folder / "scoreline"
+
+
 @pytest.fixture
 def noise(tmp_path: Path) -> np.ndarray:
     """100 grey pictures of 8x8 noise, in noise.npz, noise.npy and the folder noise."""
@@ -57,7 +65,7 @@ def test_two_parts_of_the_digits(scoreline: Any) -> None:
     ]
     answer = scoreline(*command, "--json")
     found = values(answer)
-    assert list(found) == ["fd-pixel", "kid", "precision", "recall", "density", "coverage"]
+    assert list(found) == ["fd-pixel", "fd-infinity", "kid", "precision", "recall", "density", "coverage"]
     assert found["fd-pixel"] == pytest.approx(
         frechet_distance(digits("test").flatten(1), digits("train").flatten(1)), rel=1e-6
     )
@@ -70,7 +78,7 @@ def test_two_parts_of_the_digits(scoreline: Any) -> None:
     # The floor draws from the training digits with replacement, so it lies somewhat above the distance of all of them.
     assert 1 < answer.json["floor"]["fd-pixel"] / found["fd-pixel"] < 2
     assert answer.err == ""
-    text = scoreline(*command).out
+    text = scoreline(*command, "--metrics", "fd,prdc").out
     for words in ("95 % interval", "fd-pixel", "precision", "higher", "lower", "floor", "protocol: frechet-distance"):
         assert words in text
 
@@ -120,10 +128,10 @@ def test_saved_statistics_give_the_same_distance(scoreline: Any, noise: np.ndarr
         np.testing.assert_allclose(arrays["sigma"], np.cov(digits("test").flatten(1).numpy().T), atol=1e-6)
     for real, generated in (("real.npz", "noise.npz"), ("noise.npz", "real.npz")):
         answer = scoreline("score", "--real", real, "--generated", generated, *PIXELS)
-        assert values(answer)["fd"] == pytest.approx(direct, rel=1e-5)
+        assert values(answer)["fd-pixel"] == pytest.approx(direct, rel=1e-5)
         counts = [answer.json["scores"][0]["protocol"][f"{side}_count"] for side in ("reference", "generated")]
         assert counts == ([500, 100] if real == "real.npz" else [100, 500])
-    assert values(scoreline("score", "--real", "real.npz", "--generated", "real.npz", "--json"))["fd"] == pytest.approx(
+    assert values(scoreline("score", "--real", "real.npz", "--generated", "real.npz", "--json"))["fd-pixel"] == pytest.approx(
         0, abs=1e-6
     )
 
@@ -131,7 +139,7 @@ def test_saved_statistics_give_the_same_distance(scoreline: Any, noise: np.ndarr
 def test_statistics_of_others_are_read_and_their_gaps_named(scoreline: Any, noise: np.ndarray, tmp_path: Path) -> None:
     np.savez(tmp_path / "other.npz", mu=np.zeros(64), sigma=np.eye(64))
     answer = scoreline("score", "--real", "other.npz", "--generated", "noise.npz", *PIXELS)
-    assert values(answer)["fd"] > 0
+    assert values(answer)["fd-pixel"] > 0
     assert any("do not say which network" in warning for warning in answer.json["warnings"])
     both = scoreline("score", "--real", "other.npz", "--generated", "other.npz", "--json")
     assert any("do not say which network" in warning for warning in both.json["warnings"])
@@ -157,7 +165,7 @@ def test_statistics_that_do_not_fit(
 def test_statistics_of_two_networks(scoreline: Any, tmp_path: Path) -> None:
     for name, features, d in (("a", "pixels", 4), ("b", "digits", 4), ("c", "pixels", 5)):
         np.savez(tmp_path / f"{name}.npz", mu=np.zeros(d), sigma=np.eye(d), features=features, weights="none")
-    scoreline("score", "--real", "a.npz", "--generated", "b.npz").fails(2, "pixels and digits")
+    scoreline("score", "--real", "a.npz", "--generated", "b.npz").fails(2, "real pixels, generated digits")
     scoreline("score", "--real", "a.npz", "--generated", "c.npz").fails(2, "same number of features")
 
 

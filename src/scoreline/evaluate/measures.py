@@ -43,8 +43,10 @@ RESAMPLES = 2000
 KID_SEED = 2020
 """The seed of the subsets in torch-fidelity."""
 _ROWS = 1000
-_HALVES = 50
+_HALVES = 40
 PRDC = ("precision", "recall", "density", "coverage")
+_SHARES = ("precision", "recall", "coverage", "precision-k3", "recall-k3")
+_ANY = (-math.inf, math.inf)
 PRDC_MODES = {"prdc": "prdc", "precision-recall": "kynkaanniemi"}
 
 
@@ -231,7 +233,8 @@ class Scorer:
         names = PRDC if mode == "prdc" else PRDC[:2]
 
         def shares(a: Tensor, b: Tensor) -> list[float]:
-            return [getattr(prdc(a, b, mode=mode), name) for name in names]
+            found = prdc(a, b, mode=mode)
+            return [getattr(found, name) for name in names]
 
         values = shares(real.rows(), generated.rows())
         protocols = [self.base.replace(metric=name, k=k, strict=strict, method=mode, ddof=None) for name in names]
@@ -257,7 +260,10 @@ class Scorer:
         if all(known.sample is not None for known in sets):
             parts, scale = sampled(sets, self.seed)
             found = metric_intervals(function, *parts, level=LEVEL, resamples=_HALVES, seed=self.seed)
-            intervals = [_scaled(value, interval, scale, len(parts[0])) for value, (_, interval) in zip(values, found)]
+            intervals = [
+                _scaled(value, interval, scale, len(parts[0]), (0.0, 1.0) if name in _SHARES else _ANY)
+                for name, value, (_, interval) in zip(names, values, found)
+            ]
         else:
             self.notes.append(f"{metric}: no interval: fewer than {FEWEST} images a set")
         return [
@@ -285,10 +291,12 @@ def sampled(sets: Sequence[Known], seed: int) -> tuple[list[Tensor], float]:
     return parts, scale
 
 
-def _scaled(value: float, interval: Interval, scale: float, rows: int) -> Interval:
+def _scaled(value: float, interval: Interval, scale: float, rows: int, bounds: tuple[float, float]) -> Interval:
+    """The interval's width, scaled from a sample to all images, around their value and inside the metric's range."""
     half = (interval.high - interval.low) / 2 * scale
+    low, high = max(value - half, bounds[0]), min(value + half, bounds[1])
     how = interval.method if scale == 1 else f"{interval.method}, of {rows} images, scaled to all"
-    return Interval(value - half, value + half, interval.level, how)
+    return Interval(low, high, interval.level, how)
 
 
 def _one_of(function: Callable[..., Sequence[float]], part: int, both: bool, real: Tensor, generated: Tensor) -> float:
@@ -329,7 +337,7 @@ def compare_measured(ours: Sequence[Measured], theirs: Sequence[Measured], seed:
                 (real,), other = sampled(a.sets[:1], seed)
                 scale = max(scale, other)
             test = paired_metric_difference(metric, real, *parts, level=LEVEL, resamples=_HALVES, seed=seed)
-            interval = _scaled(difference, test.interval, scale, len(parts[0]))
+            interval = _scaled(difference, test.interval, scale, len(parts[0]), _ANY)
         p_value = None
         if interval is not None:
             error = (interval.high - interval.low) / 2 / NormalDist().inv_cdf((1 + LEVEL) / 2)

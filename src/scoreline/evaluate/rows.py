@@ -104,6 +104,10 @@ def open_features(path: str | Path, folder: Path) -> FeatureFile | None:
     if suffix not in (".npy", ".npz") or not file.is_file():
         return None
     try:
+        with open(file, "rb") as start:
+            magic = start.read(6)
+        if magic != b"\x93NUMPY" and magic[:2] != b"PK":
+            raise ValueError("no .npy or .npz file")
         loaded = np.load(file, mmap_mode="r" if suffix == ".npy" else None, allow_pickle=False)
         if isinstance(loaded, np.ndarray):
             array = loaded if loaded.ndim == 2 else None

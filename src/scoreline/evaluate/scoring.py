@@ -11,7 +11,7 @@ import shutil
 import tempfile
 import warnings as python_warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -114,7 +114,9 @@ def score_sets(
         except ScorelineError as error:
             if team.first:
                 raise
-            # Process 0 met the same error and says it; once is enough.
+            # Process 0 met the same error and says it; torchrun would end it before, were this one gone first.
+            with suppress(RuntimeError):
+                team.barrier()
             raise SystemExit(error.exit_code) from None
         result = _run(plan, base, team, cache, seed, quiet or not team.first, size, save_statistics, statistics_layout)
         if not team.first:
@@ -176,8 +178,8 @@ def _run(
     with ExitStack() as stack:
         cost = stack.enter_context(measured())
         advance = stack.enter_context(progress("score", total, quiet=quiet))
-        folders: list[Path] = []
-        taken = {role: _taken(s, plan, base, team, cache, advance, stack, folders) for role, s in sources.items()}
+        passes: dict[Path, dict[str, Taken]] = {}
+        taken = {role: _taken(s, plan, base, team, cache, advance, stack, passes) for role, s in sources.items()}
         if not team.first:
             return {}
         known = {role: _known(sources[role], plan, found) for role, found in taken.items()}
@@ -198,7 +200,7 @@ def _run(
             comparison = compare_measured(measured_now["generated"], measured_now["compared"], seed)
         if save is not None:
             _save(save, plan.parts[0], known["real"][0], layout)
-        for folder in folders:
+        for folder in passes:
             shutil.rmtree(folder, ignore_errors=True)
     facts = machine()
     rate = total / cost.seconds if cost.seconds > 0 else 0.0
@@ -227,7 +229,7 @@ def _save(path: str, part: Part, found: Mapping[str, Known], layout: str) -> Non
 
 def _taken(
     source: Source, plan: Plan, base: Path, team: Processes, cache: bool, advance: Callable[[int, str], None],
-    stack: ExitStack, folders: list[Path],
+    stack: ExitStack, passes: dict[Path, dict[str, Taken]],
 ) -> dict[str, Taken]:  # fmt: skip
     """Features of one set: from the cache, from a pass over the images, or streamed from a file."""
     if source.features is not None:
@@ -256,10 +258,12 @@ def _taken(
         advance(len(images), source.role)
         return known
     folder = base / "work" / work_key(fingerprint, networks, plan.batch_size)
+    if folder in passes:  # the same images in two roles
+        advance(len(images), source.role)
+        return passes[folder]
     if team.first:
         stack.enter_context(locked(folder))
-        folders.append(folder)
-    known = extract(
+    known = passes[folder] = extract(
         images, networks, folder, name=source.role, batch_size=plan.batch_size, workers=plan.workers, team=team,
         advance=advance,
     )  # fmt: skip
