@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import asdict
 from statistics import NormalDist
 from typing import Any
 
@@ -27,9 +28,11 @@ from scoreline.metrics.binary_curves import (
     confusion,
     log_loss,
 )
+from scoreline.metrics.binormal import POSITIVES, ROWS, Binormal, simulate
 from scoreline.metrics.cell_intervals import CurveDraws, bootstrap_curve, cell_intervals, percentiles
 from scoreline.metrics.imbalance import FACTS, METRICS, cell_metrics, metric_named
 from scoreline.metrics.label_noise import (
+    annotate,
     correct_auroc,
     corrected_cells,
     j_factor,
@@ -42,7 +45,7 @@ from scoreline.metrics.label_noise import (
 )
 from scoreline.metrics.threshold_choice import CRITERIA, best_threshold
 
-__all__ = ["CHOSEN_BY", "examine"]
+__all__ = ["CHOSEN_BY", "examine", "example", "study"]
 
 CHOSEN_BY = ("accuracy", "f1", "g-mean", "balanced-accuracy", "mcc", "kappa", "f1-then-g-mean")
 """The criteria by which thresholds are shown."""
@@ -50,7 +53,8 @@ CHOSEN_BY = ("accuracy", "f1", "g-mean", "balanced-accuracy", "mcc", "kappa", "f
 _SHOWN = ("precision", "recall", "f1", "g-mean", "mcc")
 _POINTS = 200
 
-# A metric that moves by less than this when false alarms are ten times as many does not see them.
+# A metric that moves by less than this when false alarms are ten times as many, or when half of the rows predicted
+# positive are not, does not see them at this prevalence.
 _BLIND = 0.02
 
 
@@ -121,6 +125,9 @@ def examine(
         *_threshold_metrics(cells, e1, e0, at_prevalence, how, correct if noise else None),
         *_score_metrics(s, y, curve, draws, e1, e0, level, stratified),
     ]
+    by = {m["name"]: m for m in metrics}
+    # At one threshold the area under the ROC curve is the balanced accuracy: what one does not see, the other averages.
+    by["auroc"] |= {seen: by["balanced-accuracy"][seen] for seen in ("sees_false_alarms", "sees_misses")}
     return {
         "rows": n,
         "positives": positives,
@@ -135,11 +142,33 @@ def examine(
         "metrics": metrics,
         "choices": [_choice(name, found, draws, e1, e0, level) for name, found in choices.items()],
         "trusted": [
-            m["name"] for m in metrics if m["ranking_under_noise"] == "ranking" and m["sees_false_alarms"] is True
+            m["name"]
+            for m in metrics
+            if m["ranking_under_noise"] == "ranking" and m["sees_false_alarms"] and m["sees_misses"]
         ],
         "curve": _curve(curve, e1, e0),
         "warnings": _warnings(s, y, at, threshold is None, cells, metrics, draws, e1, e0, stratified),
     }  # fmt: skip
+
+
+def example(*, e1: float = 0.0, e0: float = 0.0, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Scores and annotated labels of 284,807 rows of the default binormal classifier, 492 of them truly positive.
+
+    Args:
+        e1, e0: error rates of the annotator that is simulated.
+        seed: of the scores and of the annotation.
+    """
+    scores, truth = Binormal().sample(POSITIVES, ROWS - POSITIVES, seed=seed)
+    return scores, annotate(truth, e1, e0, seed=seed)
+
+
+def study() -> list[dict[str, Any]]:
+    """What every criterion loses when it chooses on annotated labels: expected cells, the grid of the binormal study.
+
+    Returns:
+        Best first, the fields of :class:`scoreline.metrics.binormal.Regret`.
+    """
+    return [asdict(regret) for regret in simulate({name: CRITERIA[name] for name in CHOSEN_BY})]
 
 
 def _noise(seen: float, e1: float, e0: float) -> dict[str, float] | None:
@@ -163,7 +192,8 @@ def _ends(interval: Interval | None) -> list[float] | None:
 
 def _row(name: str, value: float, interval: Interval | None, **more: Any) -> dict[str, Any]:
     row: dict[str, Any] = {"name": name, "value": value, "interval": _ends(interval)}
-    row |= {"corrected": None, "corrected_interval": None, "at_prevalence": None, "sees_false_alarms": None}
+    row |= {"corrected": None, "corrected_interval": None, "at_prevalence": None}
+    row |= {"sees_false_alarms": None, "sees_misses": None}
     row |= {"higher_is_better": name not in ("log-loss", "brier")}
     facts = FACTS[name]
     return row | {"other_prevalence": facts.prevalence, "ranking_under_noise": facts.noise} | more
@@ -181,6 +211,8 @@ def _threshold_metrics(
     negatives = cells.fp + cells.tn
     more = torch.minimum(10 * cells.fp.clamp(min=1), negatives)
     worse = cell_metrics(Cells(cells.tp, more, cells.fn, negatives - more))
+    tp, fp, fn, tn = (cell.double() for cell in cells)
+    fewer = cell_metrics(Cells(tp / 2, fp / 2, fn + tp / 2, tn + fp / 2))
     return [
         _row(
             name,
@@ -190,6 +222,7 @@ def _threshold_metrics(
             corrected_interval=None if mended is None else _ends(mended[name]),
             at_prevalence=None if moved is None else float(moved[name]),
             sees_false_alarms=bool(abs(value[name] - worse[name]) >= _BLIND),
+            sees_misses=bool(abs(value[name] - fewer[name]) >= _BLIND),
         )
         for name in METRICS
     ]
@@ -199,13 +232,13 @@ def _score_metrics(
     s: Tensor, y: Tensor, curve: BinaryCurve, draws: CurveDraws, e1: float, e0: float, level: float, stratified: bool
 ) -> list[dict[str, Any]]:
     area, share = auroc(s, y), float(y.double().mean())
-    row = _row("auroc", area, percentiles(draws.auroc, level=level), sees_false_alarms=False)
+    row = _row("auroc", area, percentiles(draws.auroc, level=level))
     if e1 or e0:
         ends = correct_auroc(torch.quantile(draws.auroc, torch.tensor([(1 - level) / 2, (1 + level) / 2]).double()),
                              share, e1, e0)  # fmt: skip
         row |= {"corrected": float(correct_auroc(area, share, e1, e0)), "corrected_interval": ends.tolist()}
     precision = percentiles(draws.average_precision, level=level)
-    rows = [row, _row("average-precision", average_precision(s, y), precision, sees_false_alarms=True)]
+    rows = [row, _row("average-precision", average_precision(s, y), precision)]
     if s.min() < 0 or s.max() > 1:
         return rows
     for name, loss in (("log-loss", log_loss), ("brier", brier_score)):
@@ -303,6 +336,12 @@ def _warnings(
     if share > 0.2:
         said.append(f"precision, F1 and their kin hold at this share of positives ({share:.3g}) only; if rows were "
                     "rebalanced, ask for the values at the true prevalence")  # fmt: skip
+    if e1 or e0:
+        area = next(m for m in metrics if m["name"] == "auroc")
+        raw = noise_correct(cells, e1, e0, clip=False)
+        if area["corrected"] in (0.0, 1.0) or not (0 <= raw.t <= 1 and 0 <= raw.f <= 1):
+            said.append("corrected values leave [0, 1] and were clipped: by chance, or because the error rates given "
+                        "are larger than those in these labels")  # fmt: skip
     if (e1 or e0) and not stratified:
         said.append("resamples whose positives could all be false alarms were left out of corrected intervals")
     if draws.empty:
