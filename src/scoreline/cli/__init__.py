@@ -16,6 +16,7 @@ VERBS = {
     "score": "Frechet distance and its kin of two sets of images",
     "attribute": "what each part of an image workflow contributed to similarity, with a report",
     "anomaly": "AUPIMO, AUPRO and AUROC of anomaly maps, image by image",
+    "imbalance": "metrics of two classes under imbalance and label noise, with intervals",
     "train": "train a model from a preset or a config file; resumes when run again",
     "data": "summary and picture grid of a data set",
     "models": "the models that come with scoreline",
