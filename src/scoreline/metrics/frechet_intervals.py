@@ -1,17 +1,15 @@
 """Intervals of a Frechet distance, and of the difference between two generators, affordable at d = 2048.
 
-The Frechet distance is smooth in the moments of both sets. With delta = mu_r - mu_g, and T_g the map that carries
-N(0, S_g) onto N(0, S_r), T_g S_g T_g = S_r,
+Give every image a weight: the Frechet distance is a smooth function of them. With delta = mu_r - mu_g, factors
+S_r = L_r L_r^T and S_g = L_g L_g^T (of any rank), K = L_r^T L_g, and an image y = mu_g + L_g z of the generated set,
 
-    dFD = 2 delta.(dmu_r - dmu_g) + tr (I - T_g^{-1}) dS_r + tr (I - T_g) dS_g
+    IF_g(y) = -2 delta.(y - mu_g) + |y - mu_g|^2 - z^T (K^T K)^{1/2} z - (the mean of that)
 
-so that one image y of the generated set moves it, to first order, by 1/M times its influence
-
-    IF_g(y) = -2 delta.(y - mu_g) + (y - mu_g)^T (I - T_g) (y - mu_g) - (the mean of that)
-
-and a real one likewise. var FD = mean IF_r^2 / N + mean IF_g^2 / M is the infinitesimal jackknife: one eigh and one
-product of the features with a d x d matrix, instead of hundreds of distances. Two generators are compared by the
-difference of the influences, row by row, in which what they share cancels.
+is M times its first-order effect, by tr (S_r S_g)^{1/2} = |K|_*; a real image has +2 delta and (K K^T)^{1/2}. At full
+rank the quadratic form is that of I - T with the map T that carries N(0, S_g) onto N(0, S_r). The infinitesimal
+jackknife, var FD = mean IF_r^2 / N + mean IF_g^2 / M, costs one eigh and one product of the features with a d x d
+matrix, instead of hundreds of distances. Two generators are compared by the difference of the influences, row by row,
+in which what they share cancels.
 
 Jaeckel 1972; Efron & Tibshirani 1993; the map T: Olkin & Pukelsheim 1982.
 """
@@ -68,14 +66,15 @@ def frechet_influence(real: Tensor | Moments, generated: Tensor) -> FrechetInflu
     Leaving image j out changes FD by about -IF(j) / M. Large values name the images that make a distance large.
 
     Args:
-        real: (N, d) features, N > d, or fixed moments of full rank.
-        generated: (M, d) features, M > d.
+        real: (N, d) features, or fixed moments.
+        generated: (M, d) features. With few rows more than d, or fewer, leaving one out is no small step, and the
+            first order says less.
 
     Returns:
         The influences of both sides, in units of the distance.
 
     Raises:
-        InputError: at most d rows, or covariances without full rank: the distance is not smooth there.
+        InputError: shapes that do not fit, values that are not finite, fewer than two rows.
 
     Reference: Efron & Tibshirani 1993, chapter 21; Olkin & Pukelsheim 1982.
     """
@@ -90,23 +89,32 @@ def frechet_influence(real: Tensor | Moments, generated: Tensor) -> FrechetInflu
     if r.dim != d:
         raise InputError("generated", f"d = {d}", f"real features have d = {r.dim}")
     device = r.mean.device
-    lower, info = torch.linalg.cholesky_ex(r.cov())
-    # T_g = L (L^T S_g L)^{-1/2} L^T for S_r = L L^T
-    lam, v = torch.linalg.eigh(lower.T @ g.cov().to(device) @ lower)
-    smallest = d * torch.finfo(torch.float64).eps * lam[-1]
-    if info != 0 or min(r.count, g.count) <= d or not bool(lam[0] > smallest):
-        mend = f"first-order influence needs both covariances of full rank: more than d = {d} images; use the jackknife"
-        raise InputError("counts", (r.count, g.count), mend)
+    (factor_r, inverse_r), (factor_g, inverse_g) = _factor(r.cov()), _factor(g.cov().to(device))
+    k = factor_r.T @ factor_g
+    lam, v = torch.linalg.eigh(k.T @ k)
+    keep = lam > len(lam) * torch.finfo(torch.float64).eps * lam.max().clamp(min=0) if len(lam) else lam > 0
+    v, root = v[:, keep], lam[keep].sqrt()
     delta = r.mean - g.mean.to(device)
     eye = torch.eye(d, dtype=torch.float64, device=device)
-    half = lower @ v
-    on_generated = eye - (half / lam.sqrt()) @ half.T
-    influence_g = _quadratic(generated, g.mean, -2 * delta, on_generated)
+    half = inverse_g.T @ v  # (K^T K)^{1/2} = V root V^T
+    influence_g = _quadratic(generated, g.mean, -2 * delta, eye - (half * root) @ half.T)
     if isinstance(real, Moments):
         return FrechetInfluence(None, influence_g)
-    half = torch.linalg.solve_triangular(lower.T, v, upper=True)
-    on_real = eye - (half * lam.sqrt()) @ half.T
-    return FrechetInfluence(_quadratic(real, r.mean, 2 * delta, on_real), influence_g)
+    half = inverse_r.T @ (k @ v)  # (K K^T)^{1/2} = (K V) root^{-1} (K V)^T
+    return FrechetInfluence(_quadratic(real, r.mean, 2 * delta, eye - (half / root) @ half.T), influence_g)
+
+
+def _factor(cov: Tensor) -> tuple[Tensor, Tensor]:
+    """L (d, r) with S = L L^T, and its pseudo-inverse (r, d); what is zero to working precision is left out."""
+    smallest = len(cov) * torch.finfo(torch.float64).eps
+    lower, info = torch.linalg.cholesky_ex(cov)
+    if info == 0 and lower.diagonal().square().min() > smallest * cov.diagonal().max():
+        eye = torch.eye(len(cov), dtype=cov.dtype, device=cov.device)
+        return lower, torch.linalg.solve_triangular(lower, eye, upper=False)
+    w, q = torch.linalg.eigh(cov)
+    keep = w > smallest * w[-1].clamp(min=0)
+    root = w[keep].sqrt()
+    return q[:, keep] * root, (q[:, keep] / root).T
 
 
 def _quadratic(features: Tensor, mean: Tensor, linear: Tensor, matrix: Tensor) -> Tensor:
@@ -141,7 +149,7 @@ def frechet_interval(
         level: nominal coverage in (0, 1).
         method: how the spread is found.
             "linear": value +- z se, se^2 = mean IF_r^2 / N + mean IF_g^2 / M of :func:`frechet_influence`; one
-            evaluation, no randomness; needs N, M > d.
+            evaluation, no randomness; good where both sides have clearly more than d images.
             "jackknife": delete-a-group over seeded random groups, se^2 = (g-1)/g sum_j (FD_(j) - mean FD_(.))^2, each
             side's share added; up to 2 `groups` evaluations, each from the groups' own moments, without the images.
             "bootstrap": images drawn with replacement, value + (quantiles of FD* - mean FD*); `resamples` evaluations.
