@@ -73,8 +73,8 @@ def attribute(
         workflow,
         images=images or workflow.images,
         seed_sets=tuple(seed_sets if seed_sets is not None else workflow.seed_sets),
-        utilities=tuple(utilities or workflow.utilities),
-        features=tuple(features or workflow.features),
+        utilities=tuple(utilities if utilities is not None else workflow.utilities),
+        features=tuple(features if features is not None else workflow.features),
         device=place,
     )
     if workflow.folder is not None and len(workflow.seed_sets) > 1:
@@ -108,7 +108,7 @@ def attribute(
     }  # fmt: skip
     with measured() as cost, progress("attribute", units, quiet=quiet) as advance:
         found = scope.run(folder, method=method, samples=samples, workers=workers, job=job, advance=advance)
-    write_png(folder / "pictures" / "artwork.png", picture_grid(workflow.artwork[:PICTURES], columns=PICTURES // 2))
+    write_png(folder / "pictures" / "artwork.png", picture_grid(workflow.artwork[:PICTURES], columns=PICTURES))
     pictures = {}
     for mask in masks:
         # Coalitions of equal images share a picture.

@@ -211,7 +211,7 @@ class Coalitions:
                 with atomic_path(file) as temporary, open(temporary, "wb") as out:
                     np.save(out, features.numpy())
         if picture and images.shape[1] in (1, 3):
-            write_png(self.folder / self.picture(mask), picture_grid(images[:PICTURES], columns=PICTURES // 2))
+            write_png(self.folder / self.picture(mask), picture_grid(images[:PICTURES], columns=PICTURES))
         return Unit(digest, len(images), seconds)
 
 

@@ -28,7 +28,7 @@ __all__ = ["FORMAT", "contribution_figure", "contribution_table", "said", "sente
 FORMAT = "scoreline/attribute/1"
 _SHOWN = 64  # coalitions with pictures on the page
 _COMPARATORS = {"leave_one_out": "leave-one-out", "single": "alone", "banzhaf": "Banzhaf"}
-_MARKERS = {"leave_one_out": "D", "single": "o", "banzhaf": "|"}
+_MARKERS = {"leave_one_out": "D", "single": "o", "banzhaf": "^"}
 
 
 def write_attribution(results: dict[str, Any], folder: str | Path) -> list[Path]:
@@ -126,12 +126,12 @@ def contribution_table(attribution: Mapping[str, Any]) -> Table:
 
     table = Table(title=Text(f"Contributions by {_title(attribution['name'])}"), title_justify="left")
     table.add_column("component")
-    for title in ("contribution", "sd", "share", "material", "leave-one-out", "alone", "Banzhaf"):
+    for title in ("contribution", "share", "material", "leave-one-out", "alone", "Banzhaf"):
         table.add_column(title, justify="right")
     for row in _ranked(attribution):
         table.add_row(row["component"], *_cells(row))
     table.add_section()
-    table.add_row("together", _number(attribution["total"]), "", "", "", "", "", "")
+    table.add_row("together", _number(attribution["total"]))
     return table
 
 
@@ -150,7 +150,7 @@ def contribution_figure(attribution: Mapping[str, Any], *, title: bool = True) -
     rows = _ranked(attribution)[::-1]
     places = list(range(len(rows)))
     with drawing():
-        figure = Figure(figsize=(6.4, 1.15 + 0.5 * len(rows)), layout="constrained")
+        figure = Figure(figsize=(6.4, 1.15 + 0.5 * len(rows)), layout="constrained", facecolor=PAPER)
         ax = figure.add_subplot()
         colours = [COLOURS[0] if row["phi"]["mean"] >= 0 else COLOURS[1] for row in rows]
         ax.barh(places, [row["phi"]["mean"] for row in rows], height=0.5, color=colours, zorder=2)
@@ -163,10 +163,10 @@ def contribution_figure(attribution: Mapping[str, Any], *, title: bool = True) -
         for key, name in _COMPARATORS.items():
             points = [(row[key]["mean"], p) for p, row in zip(places, rows) if row[key] is not None]
             if points:
-                look: dict[str, Any] = {"s": 90, "color": MUTED}
-                if _MARKERS[key] != "|":
-                    look = {"s": 30, "facecolor": PAPER, "edgecolor": MUTED}
-                ax.scatter(*zip(*points), marker=_MARKERS[key], zorder=5, label=name, linewidth=1.4, **look)
+                ax.scatter(
+                    *zip(*points), marker=_MARKERS[key], s=28, zorder=5, label=name, linewidth=1.3, facecolor=PAPER,
+                    edgecolor=MUTED,
+                )  # fmt: skip
         ax.axvline(0, color=MUTED, linewidth=0.9)
         ax.set_yticks(places, [row["component"] for row in rows])
         ax.tick_params(axis="y", length=0, labelcolor=INK)
@@ -315,12 +315,12 @@ def _ranked(attribution: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _cells(row: Mapping[str, Any]) -> list[str]:
-    """contribution, sd, share, material, leave-one-out, alone, Banzhaf."""
+    """contribution with sd, share, material, leave-one-out, alone, Banzhaf."""
     share = "–" if row["share"] is None else f"{row['share']:.0%}"
     material = {None: "–", True: "yes", False: "no"}[row["material"]]
     banzhaf = "–" if row["banzhaf"] is None else _number(row["banzhaf"]["mean"])
     means = [_number(row[key]["mean"]) for key in ("leave_one_out", "single")]
-    return [_number(row["phi"]["mean"]), _number(row["phi"]["sd"]), share, material, *means, banzhaf]
+    return [_with_sd(row["phi"]), share, material, *means, banzhaf]
 
 
 def _title(name: str) -> str:
