@@ -60,6 +60,12 @@ SMALL: dict[tuple[str, str], Callable[[], Any]] = {
     ("denoiser", "latent"): lambda: lookup("denoiser", "latent")(
         _edm((4, 4, 4)), lookup("network", "kl-autoencoder")(in_shape=IMAGE, channel_mult=(1, 2)), scale=0.7
     ),
+    ("encoder", "dinov2-vit-l-14"): lambda: lookup("encoder", "dinov2-vit-l-14")(
+        width=16, depth=1, heads=2, trained_size=28, size=28
+    ),
+    ("encoder", "clip-vit-l-14-336"): lambda: lookup("encoder", "clip-vit-l-14-336")(
+        width=16, depth=1, heads=2, size=28, dim=8
+    ),
     ("method", "denoising"): lambda: lookup("method", "denoising")(_edm()),
     ("method", "classification"): lambda: lookup("method", "classification")(lookup("encoder", "digits")()),
     ("method", "kl-autoencoding"): lambda: lookup("method", "kl-autoencoding")(SMALL["network", "kl-autoencoder"]()),

@@ -69,6 +69,8 @@ TABLE: dict[str, dict[str, str]] = {
     },
     "encoder": {
         "inception-2015": "scoreline.nn.inception:Inception2015",
+        "dinov2-vit-l-14": "scoreline.nn.dinov2:DINOv2",
+        "clip-vit-l-14-336": "scoreline.nn.clip:CLIPImageEncoder",
         "pixels": "scoreline.nn.features:Pixels",
         "digits": "scoreline.nn.digits_net:DigitsNet",
     },
