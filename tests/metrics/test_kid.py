@@ -52,7 +52,7 @@ def test_estimators_equal_the_loops_for_unequal_counts() -> None:
 def test_rows_in_blocks_give_the_same_sums(monkeypatch: pytest.MonkeyPatch) -> None:
     x, y = draw(23, 4, 0), draw(17, 4, 1)
     whole = {e: polynomial_mmd(x, y, estimator=e) for e in ("unbiased", "biased")}
-    monkeypatch.setattr("scoreline.metrics.kid._ROWS", 5)
+    monkeypatch.setattr("scoreline.metrics.kid._BLOCK_BYTES", 5 * 8 * 17)
     for estimator, value in whole.items():
         assert polynomial_mmd(x, y, estimator=estimator) == pytest.approx(value, rel=1e-10)
 

@@ -23,14 +23,15 @@ Estimator = Literal["unbiased", "biased", "u-statistic"]
 ESTIMATORS = ("unbiased", "biased", "u-statistic")
 MODES = ("torch-fidelity", "clean-fid")
 
-_ROWS = 2048
+_BLOCK_BYTES = 2**26
 
 
 def _kernel_sums(x: Tensor, y: Tensor, degree: int, gamma: float, coef0: float) -> tuple[Tensor, Tensor]:
     """Sum of all k(x_i, y_j), and of the pairs i = j (as many as there are)."""
     total = trace = torch.zeros((), dtype=torch.float64, device=x.device)
-    for start in range(0, len(x), _ROWS):
-        kernel = (gamma * (x[start : start + _ROWS] @ y.T) + coef0) ** degree
+    rows = max(1, _BLOCK_BYTES // (8 * len(y)))  # so that whole sets need no matrix of all pairs
+    for start in range(0, len(x), rows):
+        kernel = (x[start : start + rows] @ y.T).mul_(gamma).add_(coef0).pow_(degree)
         total = total + kernel.sum()
         trace = trace + kernel[:, start:].diagonal().sum()
     return total, trace
