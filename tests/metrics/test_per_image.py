@@ -153,3 +153,11 @@ def test_a_difference_that_is_always_the_same() -> None:
 def test_comparisons_that_are_refused(scores, options, words) -> None:
     with pytest.raises(InputError, match=words):
         compare_models(scores, **options)
+
+
+def test_between_two_images_the_lower_one_stands_for_the_median() -> None:
+    draws = np.random.default_rng(0)
+    for _ in range(20):
+        scores = draws.random(8)
+        median = by_name(scores)["median"]
+        assert median.image == np.argsort(scores)[3]

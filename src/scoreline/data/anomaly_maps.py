@@ -8,6 +8,7 @@ A folder holds one file an image: .npy, .npz (one array), .tif/.tiff (float), or
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -172,7 +173,8 @@ def _array(path: Path) -> np.ndarray:
 def _picture(path: Path) -> np.ndarray:
     """(H, W) floats or integers, or (H, W, 3) for colours."""
     try:
-        with Image.open(path) as picture:
+        with warnings.catch_warnings(), Image.open(path) as picture:
+            warnings.simplefilter("ignore")  # of broken metadata; what matters is said below
             picture.load()
             if picture.mode in ("P", "PA", "RGBA", "LA", "CMYK", "YCbCr"):
                 return np.asarray(picture.convert("L" if picture.mode == "LA" else "RGB"))
@@ -203,7 +205,7 @@ def _map(array: np.ndarray, name: str) -> Tensor:
     plane = plane.astype(np.float64 if plane.dtype.itemsize > 4 else np.float32, copy=False)
     if not np.isfinite(plane).all():
         raise InputError(f"map of {name!r}", None, "holds NaN or infinity; repair it, or leave the image out")
-    return torch.from_numpy(np.ascontiguousarray(plane))
+    return torch.from_numpy(np.array(plane))
 
 
 def _mask(array: np.ndarray, name: str, above: int | None) -> Tensor:

@@ -101,7 +101,8 @@ def boxplot_statistics(
     found = []
     for name, value in sorted(wanted, key=lambda pair: pair[1]):
         distance = np.abs(known - value)
-        order = np.argsort(distance, kind="stable")
+        # A median between two images is as near to the one as to the other: the lower score then, not the rounding.
+        order = np.lexsort((known, distance.round(12)))
         free = [i for i in order if int(i) not in taken and (distance[i] <= tolerance or i == order[0])]
         chosen = int(free[0] if free else order[0])
         taken.add(chosen)
