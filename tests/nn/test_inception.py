@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from scoreline.core.errors import ArtefactError, InputError
 from scoreline.core.names import kind_and_name
 from scoreline.core.score import Protocol
-from scoreline.nn import inception
 from scoreline.nn.inception import TAPS, Inception2015
+from scoreline.nn.inception_blocks import average
 from scoreline.nn.pretrained import PRETRAINED
 
 
@@ -103,7 +103,7 @@ def test_names_of_the_published_weights() -> None:
 
 def test_average_pool_leaves_the_padding_out_of_the_divisor() -> None:
     x = noise(1, 2, 4, 5)
-    out = inception._average(x)
+    out = average(x)
     for i in range(4):
         for j in range(5):
             window = x[0, :, max(i - 1, 0) : i + 2, max(j - 1, 0) : j + 2]
