@@ -68,6 +68,11 @@ def test_the_values_are_those_of_distances_computed_by_hand() -> None:
         assert found.phi[i].mean == pytest.approx(rows[:, i].mean().item(), rel=1e-12)
         assert found.phi[i].sd == pytest.approx(rows[:, i].std().item(), rel=1e-12)
         assert found.phi[i].se == pytest.approx(rows[:, i].std().item() / math.sqrt(2), rel=1e-12)
+    # Student's t with one degree of freedom is Cauchy: its 97.5 % quantile is tan(0.475 pi).
+    half = rows[:, 0].std().item() / math.sqrt(2) * math.tan(0.475 * math.pi)
+    interval = found.phi[0].interval
+    assert (interval.high - interval.low) / 2 == pytest.approx(half, rel=1e-9)
+    assert found.phi[0].mean in interval
     assert found.value[0].mean == 0
     assert found.distance[0].mean - found.distance[3].mean == pytest.approx(found.total, rel=1e-12)
     assert found.name == "fd-pixel"
@@ -224,6 +229,8 @@ def test_sampled_orders_agree_with_all_coalitions() -> None:
     assert (exact.method, sampled.method) == ("exact", "permutation")
     for a, b in zip(exact.phi, sampled.phi):
         assert abs(a.mean - b.mean) <= 5 * (b.se or 0) + 1e-12
+        assert b.half == pytest.approx(1.959964 * b.se, rel=1e-6)
+        assert a.interval is None  # one seed set, all coalitions: no spread is known
     assert sampled.banzhaf is None
     assert sampled.interaction is None
     assert sampled.leave_one_out == exact.leave_one_out

@@ -9,12 +9,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from scoreline.core.score import Protocol
+from scoreline.core.score import Interval, Protocol
 from scoreline.explain.shapley import (
     Shapley,
     banzhaf,
@@ -37,6 +38,9 @@ MATERIAL = 0.1
 """A component is material when its contribution is above 2 sd and above this part of v(N) - v(empty)."""
 
 
+LEVEL = 0.95
+
+
 @dataclass(frozen=True)
 class Component:
     """One player: a part of the workflow that somebody is answerable for.
@@ -54,15 +58,31 @@ class Component:
 
 @dataclass(frozen=True)
 class Estimate:
-    """A number with its error: mean over seed sets, sd of one seed set, se of the mean (None: not known)."""
+    """A number with its error; None: not known.
+
+    Args:
+        mean: over seed sets.
+        sd: of one seed set.
+        se: of the mean.
+        half: half of the 95 % interval, by Student's t over seed sets or 1.96 se of a bootstrap.
+    """
 
     mean: float
     sd: float | None = None
     se: float | None = None
+    half: float | None = None
+
+    @property
+    def interval(self) -> Interval | None:
+        """The 95 % interval of the mean over seed sets, given the artwork."""
+        if self.half is None:
+            return None
+        return Interval(self.mean - self.half, self.mean + self.half, LEVEL, "mean of seed sets or bootstrap")
 
     def to_dict(self) -> dict[str, float | None]:
         """Plain values, ready for JSON."""
-        return {"mean": self.mean, "sd": self.sd, "se": self.se}
+        low, high = (None, None) if self.half is None else (self.mean - self.half, self.mean + self.half)
+        return {"mean": self.mean, "sd": self.sd, "se": self.se, "low": low, "high": high}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -224,8 +244,12 @@ def divide(
         spread = f"{len(copies)} joint bootstrap resamples of the images of all coalitions"
     if samples is not None:
         # All seed sets use the same orders, so that the error of sampling them does not fall with more seed sets.
+        normal = NormalDist().inv_cdf((1 + LEVEL) / 2)
         sampling = torch.stack([found.error for found in by_seed]).mean(0).tolist()
-        phi = tuple(Estimate(e.mean, e.sd, math.hypot(e.se or 0.0, s)) for e, s in zip(phi, sampling))
+        phi = tuple(
+            Estimate(e.mean, e.sd, math.hypot(e.se or 0.0, s), math.hypot(e.half or 0.0, normal * s))
+            for e, s in zip(phi, sampling)
+        )
         spread += f"; se with that of {samples} sampled orders"
     groups = list((owners or {}).values())
     among = everywhere(lambda v: shapley(merged(v, n, groups), len(groups)).values) if groups else None
@@ -271,10 +295,12 @@ def _estimates(rows: Tensor, copies: Tensor | None) -> tuple[Estimate, ...]:
     means = rows.mean(0).tolist()
     if copies is not None:
         se = copies.std(0)
-        sd = se * math.sqrt(k)
+        sd, factor = se * math.sqrt(k), NormalDist().inv_cdf((1 + LEVEL) / 2)
     elif k > 1:
+        from scipy.special import stdtrit
+
         sd = rows.std(0)
-        se = sd / math.sqrt(k)
+        se, factor = sd / math.sqrt(k), float(stdtrit(k - 1, (1 + LEVEL) / 2))
     else:
         return tuple(Estimate(mean) for mean in means)
-    return tuple(Estimate(*three) for three in zip(means, sd.tolist(), se.tolist()))
+    return tuple(Estimate(*four) for four in zip(means, sd.tolist(), se.tolist(), (factor * se).tolist()))

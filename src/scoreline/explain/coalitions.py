@@ -99,7 +99,7 @@ class Coalitions:
         *,
         workers: int = 1,
         advance: Callable[[int, str], None] = lambda n, text: None,
-    ) -> Iterator[Ledger]:
+    ) -> Iterator[None]:
         """Make what is not there yet; inside the block `units` and `features` hold everything.
 
         Args:
@@ -130,7 +130,7 @@ class Coalitions:
                     for seed in seeds:
                         row = ledger[_key(leader, seed)]
                         self.units[mask, seed] = Unit(row["digest"], row["count"], row["seconds"])
-                yield ledger
+                yield
 
     def features(self, digest: str, encoder: str) -> Tensor:
         """The features (N, D) of images that were made, by their digest.

@@ -26,6 +26,7 @@ from torch import Tensor
 
 from scoreline.core.encoder import Encoder, check_images
 from scoreline.core.errors import InputError, NonFiniteError, unknown_name
+from scoreline.core.moments import Moments
 from scoreline.core.noise import derive
 from scoreline.core.pairwise import distance_blocks
 from scoreline.core.score import Protocol
@@ -54,7 +55,7 @@ def feature_distance(real: Tensor, generated: Tensor) -> float:
     return total / (len(real) * len(generated))
 
 
-UTILITIES: dict[str, tuple[Callable[[Tensor, Tensor], float], int, str]] = {
+UTILITIES: dict[str, tuple[Callable[[Any, Tensor], float], int, str]] = {
     "fd": (frechet_distance, 2, "Frechet distance"),
     "kid": (polynomial_mmd, 2, "kernel distance, unbiased"),
     "cmmd": (cmmd, 1, "Gaussian-kernel distance of unit features"),
@@ -192,11 +193,13 @@ class CopyScope:
         """Distances of all units by one utility on one network's features, and what follows from them."""
         function, _, what = UTILITIES[utility]
         reference, units = self.reference[short], self.coalitions.units
+        # Moments of the reference are taken once where the distance would take them each time.
+        against: Any = Moments.of(reference) if utility == "fd" and len(reference) > reference.shape[1] else reference
 
         def distance(features: Tensor, mask: int) -> float:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", UserWarning)  # of few images; said once, in words that fit
-                found = function(reference, features)
+                found = function(against, features)
             if not math.isfinite(found):
                 raise NonFiniteError(f"{utility} of coalition {self.coalitions.name(mask)}", found)
             return found

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["FORMAT", "contribution_figure", "contribution_table", "said", "sentences", "write_attribution"]
 
 FORMAT = "scoreline/attribute/1"
+_PARTS = ("mean", "sd", "se", "low", "high")
 _SHOWN = 64  # coalitions with pictures on the page
 _COMPARATORS = {"leave_one_out": "leave-one-out", "single": "alone", "banzhaf": "Banzhaf"}
 _MARKERS = {"leave_one_out": "D", "single": "o", "banzhaf": "^"}
@@ -163,8 +164,9 @@ def contribution_figure(attribution: Mapping[str, Any], *, title: bool = True) -
         for key, name in _COMPARATORS.items():
             points = [(row[key]["mean"], p) for p, row in zip(places, rows) if row[key] is not None]
             if points:
+                x, y = zip(*points)
                 ax.scatter(
-                    *zip(*points), marker=_MARKERS[key], s=28, zorder=5, label=name, linewidth=1.3, facecolor=PAPER,
+                    x, y, marker=_MARKERS[key], s=28, zorder=5, label=name, linewidth=1.3, facecolor=PAPER,
                     edgecolor=MUTED,
                 )  # fmt: skip
         ax.axvline(0, color=MUTED, linewidth=0.9)
@@ -222,7 +224,7 @@ def _page(results: dict[str, Any], folder: Path, table: str) -> str:
 def _coalitions(results: Mapping[str, Any], folder: Path) -> list[dict[str, Any]]:
     """Every coalition with its picture and its distance by every utility; those of most components first."""
     names = [component["name"] for component in results["attributions"][0]["components"]]
-    listed = []
+    listed: list[dict[str, Any]] = []
     for k, coalition in enumerate(results["attributions"][0]["coalitions"]):
         cells = [a["coalitions"][k]["distance"] for a in results["attributions"]]
         listed.append(
@@ -287,11 +289,11 @@ def _contributions_csv(results: Mapping[str, Any]) -> str:
     columns = ["phi", "leave_one_out", "single", "banzhaf", "owen"]
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
-    parts = [f"{column} {part}" for column in columns for part in ("mean", "sd", "se")]
+    parts = [f"{column} {part}" for column in columns for part in _PARTS]
     writer.writerow(["utility", "component", *parts, "share", "material"])
     for attribution in results["attributions"]:
         for row in attribution["contributions"]:
-            cells = [(row[column] or {}).get(part) for column in columns for part in ("mean", "sd", "se")]
+            cells = [(row[column] or {}).get(part) for column in columns for part in _PARTS]
             writer.writerow([attribution["name"], row["component"], *cells, row["share"], row["material"]])
     return file.getvalue()
 
@@ -300,12 +302,11 @@ def _coalitions_csv(results: Mapping[str, Any]) -> str:
     """One row a utility and coalition."""
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
-    parts = ("mean", "sd", "se")
-    header = [f"{column} {part}" for column in ("distance", "value") for part in parts]
+    header = [f"{column} {part}" for column in ("distance", "value") for part in _PARTS]
     writer.writerow(["utility", "mask", "coalition", *header])
     for attribution in results["attributions"]:
         for row in attribution["coalitions"]:
-            cells = [row[column][part] for column in ("distance", "value") for part in parts]
+            cells = [row[column][part] for column in ("distance", "value") for part in _PARTS]
             writer.writerow([attribution["name"], row["mask"], " + ".join(row["active"]) or "nothing", *cells])
     return file.getvalue()
 
