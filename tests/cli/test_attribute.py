@@ -9,7 +9,9 @@ from typing import Any
 
 import pytest
 
-EXAMPLE = ["attribute", "threes", "--images", "20", "--device", "cpu"]
+from scoreline.explain.attribute import attribute
+
+EXAMPLE = ["attribute", "threes", "--images", "12", "--device", "cpu"]
 ONE = ["--utility", "fd", "--features", "pixels"]
 
 
@@ -50,22 +52,26 @@ def test_what_is_printed(scoreline: Any) -> None:
 
 
 def test_run_again_it_makes_nothing_anew_and_gives_the_same(scoreline: Any, tmp_path: Path) -> None:
-    arguments = [*EXAMPLE, "--seed-sets", "0", *ONE, "--bootstrap", "0", "--json"]
-    first = scoreline(*arguments).json
-    ledger = (tmp_path / "attribute/ledger.jsonl").read_bytes()
-    again = scoreline(*arguments).json
-    assert (tmp_path / "attribute/ledger.jsonl").read_bytes() == ledger
+    settings: dict[str, Any] = {"images": 12, "features": ["pixels"], "bootstrap": 0, "device": "cpu", "quiet": True}
+    first = attribute("threes", "out", seed_sets=[0], utilities=["fd"], **settings)
+    ledger = (tmp_path / "out/ledger.jsonl").read_bytes()
+    again = attribute("threes", "out", seed_sets=[0], utilities=["fd"], **settings)
+    assert (tmp_path / "out/ledger.jsonl").read_bytes() == ledger
     assert first["attributions"] == again["attributions"]
     assert first["attributions"][0]["contributions"][0]["material"] is None  # one seed set, no bootstrap
-    more = scoreline(*arguments[:-1], "--workers", "2", "--out", "two", "--json").json
+    more = attribute("threes", "two", seed_sets=[0], utilities=["fd"], workers=2, **settings)
     for a, b in zip(first["attributions"][0]["contributions"], more["attributions"][0]["contributions"]):
         assert a["phi"]["mean"] == pytest.approx(b["phi"]["mean"], rel=1e-4, abs=1e-4)
-    # Further utilities and seed sets find the images that are there.
-    wider = scoreline(*EXAMPLE, "--seed-sets", "0,1", "--utility", "kid", "--features", "digits", "--json").json
-    by_seed = wider["attributions"][0]["contributions"][0]["phi"]
-    assert by_seed["sd"] is not None
-    assert (tmp_path / "attribute/ledger.jsonl").read_bytes().startswith(ledger)
-    scoreline("attribute", "threes", "--images", "21", "--device", "cpu").fails(1, "another run", "images")
+    # Further utilities, networks and seed sets find the images that are there.
+    wider = attribute("threes", "out", seed_sets=[0, 1], utilities=["fd"], **settings)["attributions"][0]
+    assert [row["by_seed"][0] for row in wider["contributions"]] == [
+        row["by_seed"][0] for row in first["attributions"][0]["contributions"]
+    ]
+    assert wider["contributions"][0]["phi"]["sd"] is not None
+    assert (tmp_path / "out/ledger.jsonl").read_bytes().startswith(ledger)
+    scoreline("attribute", "threes", "--images", "21", "--device", "cpu", "--out", "out").fails(
+        1, "another run", "images"
+    )
 
 
 @pytest.mark.parametrize(

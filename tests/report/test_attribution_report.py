@@ -27,7 +27,7 @@ def record(steps: dict[str, float] = STEPS, **settings: Any) -> dict[str, Any]:
 
     artwork = 0.5 + 0.1 * Noise(7).at(range(50), SHAPE).normal()
     components = [Component(name, f"moves by {step}", "stays") for name, step in steps.items()]
-    scope = CopyScope(components, make, artwork, {"pixels": Pixels(SHAPE)}, utilities=("fd", "kid"), **settings)
+    scope = CopyScope(components, make, artwork, {"pixels": Pixels(SHAPE)}, **{"utilities": ("fd", "kid"), **settings})
     return {
         "format": "scoreline/attribute/1", "version": "0", "command": "scoreline attribute x", "title": "Whose?",
         "about": "A test.", "artwork": {"source": "made up", "count": 50, "shape": list(SHAPE), "picture": "none.png"},
@@ -111,15 +111,15 @@ def test_the_page_holds_everything_and_loads_nothing(results: dict[str, Any], tm
 
 def test_shares_are_dashes_when_something_is_negative(results: dict[str, Any], tmp_path: Path) -> None:
     assert results["attributions"][0]["contributions"][0]["share"] is None
-    positive = record({"a": 0.3, "b": 0.1})
+    positive = record({"a": 0.3, "b": 0.1}, utilities=("fd",))
     shares = [row["share"] for row in positive["attributions"][0]["contributions"]]
     assert f"{shares[0]:.0%}" in " ".join(page(positive, tmp_path).words)
 
 
 def test_owners_and_missing_parts_are_shown(tmp_path: Path) -> None:
-    text = page(record({"a": 0.3, "b": 0.1}, owners={"studio": ["a", "b"]}), tmp_path)
+    text = page(record({"a": 0.3, "b": 0.1}, owners={"studio": ["a", "b"]}, utilities=("fd",)), tmp_path)
     assert "By owner" in " ".join(text.words)
-    alone = page(record({"a": 0.3}, seeds=(0,)), tmp_path / "alone")
+    alone = page(record({"a": 0.3}, seeds=(0,), utilities=("fd",)), tmp_path / "alone")
     assert "Not measured: interactions" in " ".join(alone.words)
 
 
