@@ -12,6 +12,7 @@ from dataclasses import asdict
 from statistics import NormalDist
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -83,7 +84,8 @@ def examine(
             stand beside the seen ones, and thresholds are chosen on corrected cells.
         at_prevalence: also the values at this prevalence, for rows that were rebalanced.
         level: nominal coverage of the intervals.
-        resamples, stratified, seed: of the bootstrap.
+        resamples, stratified, seed: of the bootstrap; intervals of corrected values are never stratified, because how
+            many rows are annotated as positive is what the correction rests on.
         digits: tie width of the criterion's first metric.
 
     Returns:
@@ -147,7 +149,7 @@ def examine(
             if m["ranking_under_noise"] == "ranking" and m["sees_false_alarms"] and m["sees_misses"]
         ],
         "curve": _curve(curve, e1, e0),
-        "warnings": _warnings(s, y, at, threshold is None, cells, metrics, draws, e1, e0, stratified),
+        "warnings": _warnings(s, y, at, threshold is None, cells, metrics, draws, e1, e0),
     }  # fmt: skip
 
 
@@ -204,7 +206,8 @@ def _threshold_metrics(
 ) -> list[dict[str, Any]]:
     value, interval = cell_metrics(cells), cell_intervals(cells, **how)
     clean = None if correct is None else cell_metrics(corrected_cells(cells, e1, e0))
-    mended = None if correct is None else cell_intervals(cells, **how, correct=correct)
+    # The share annotated as positive decides how much of it was noise: where errors are taken out, it is drawn too.
+    mended = None if correct is None else cell_intervals(cells, **how | {"stratified": False}, correct=correct)
     t, f = noise_correct(cells, e1, e0)
     moved = None if pi is None else cell_metrics(noisy_cells(pi, t, f))
     # What ten times the false alarms would do says whether a metric sees them at this prevalence.
@@ -234,9 +237,11 @@ def _score_metrics(
     area, share = auroc(s, y), float(y.double().mean())
     row = _row("auroc", area, percentiles(draws.auroc, level=level))
     if e1 or e0:
-        ends = correct_auroc(torch.quantile(draws.auroc, torch.tensor([(1 - level) / 2, (1 + level) / 2]).double()),
-                             share, e1, e0)  # fmt: skip
-        row |= {"corrected": float(correct_auroc(area, share, e1, e0)), "corrected_interval": ends.tolist()}
+        n, generator = len(y), np.random.default_rng(len(draws.auroc))
+        drawn = torch.from_numpy(generator.binomial(n, share, len(draws.auroc)) / n)
+        usable = (drawn > e0) & (drawn < 1 - e1)
+        ends = percentiles(correct_auroc(draws.auroc[usable], drawn[usable], e1, e0), level=level)
+        row |= {"corrected": float(correct_auroc(area, share, e1, e0)), "corrected_interval": _ends(ends)}
     precision = percentiles(draws.average_precision, level=level)
     rows = [row, _row("average-precision", average_precision(s, y), precision)]
     if s.min() < 0 or s.max() > 1:
@@ -246,8 +251,8 @@ def _score_metrics(
         row = _row(name, float(each.mean()), _mean_interval(each, y, level, stratified))
         if (e1 or e0) and torch.isfinite(each).all() and torch.isfinite(other).all():
             mended = unbiased_loss(each, other, y, e1, e0)
-            ends = _ends(_mean_interval(mended, y, level, stratified))
-            row |= {"corrected": float(mended.mean()), "corrected_interval": ends}
+            interval = _mean_interval(mended, y, level, False)
+            row |= {"corrected": float(mended.mean()), "corrected_interval": _ends(interval)}
         rows.append(row)
     return rows
 
@@ -303,7 +308,7 @@ def _curve(curve: BinaryCurve, e1: float, e0: float) -> dict[str, list[float]]:
 
 def _warnings(
     s: Tensor, y: Tensor, at: float, chosen: bool, cells: Cells, metrics: list[dict[str, Any]], draws: CurveDraws,
-    e1: float, e0: float, stratified: bool,
+    e1: float, e0: float,
 ) -> list[str]:  # fmt: skip
     tp, fp, fn, tn = (int(cell) for cell in cells)
     positives, n = tp + fn, len(y)
@@ -342,8 +347,9 @@ def _warnings(
         if area["corrected"] in (0.0, 1.0) or not (0 <= raw.t <= 1 and 0 <= raw.f <= 1):
             said.append("corrected values leave [0, 1] and were clipped: by chance, or because the error rates given "
                         "are larger than those in these labels")  # fmt: skip
-    if (e1 or e0) and not stratified:
-        said.append("resamples whose positives could all be false alarms were left out of corrected intervals")
+    if (e1 or e0) and share - e0 < 3 * math.sqrt(share / n):
+        said.append(f"the share annotated as positive ({share:.3g}) lies within chance of the false rate: corrected "
+                    "values rest on little")  # fmt: skip
     if draws.empty:
         said.append(f"{draws.empty} resamples held a single class and were left out")
     if at == math.inf:
