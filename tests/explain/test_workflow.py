@@ -11,6 +11,7 @@ import torch
 import yaml
 
 from scoreline.core.errors import ArtefactError, InputError
+from scoreline.core.load import model_path
 from scoreline.core.noise import Noise
 from scoreline.data import load_images
 from scoreline.data.grid import write_png
@@ -104,6 +105,20 @@ def test_coalitions_of_equal_images_are_known_before_they_are_made(tmp_path: Pat
     assert workflow.same(on("finishing")) == workflow.same(on("prompt", "finishing"))
     names = [on(), on("model"), on("model", "prompt"), on("finishing"), on("model", "finishing"), on(*workflow.changes)]
     assert len({workflow.same(active) for active in names}) == 6
+
+
+def test_another_model_or_data_set_is_not_taken_for_the_same(tmp_path: Path) -> None:
+    one = read(tmp_path).same(on())
+    assert read(tmp_path, artwork={"source": "digits", "split": "train"}).same(on()) != one  # other noise
+    copies = {}
+    for name in ("digits", "digits-eps"):
+        copies[name] = tmp_path / name / "model.safetensors"
+        copies[name].parent.mkdir()
+        copies[name].write_bytes(model_path(name).read_bytes())
+    texts = [read(tmp_path, components={"m": {"model": str(path)}}).same(on("m")) for path in copies.values()]
+    digests = [json.loads(text)[1] for text in texts]
+    assert len(set(digests)) == 2
+    assert all(len(digest) == 64 for digest in digests)
 
 
 def test_a_json_file_says_the_same(tmp_path: Path) -> None:

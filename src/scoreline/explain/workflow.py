@@ -122,15 +122,18 @@ class Workflow:
         return resolved
 
     def same(self, active: frozenset[str]) -> str:
-        """Coalitions of equal text make equal images."""
+        """Everything that the images of a coalition depend on besides noise and count: equal texts, equal images."""
         if self.folder is not None:
-            return coalition_name([name for name in self.changes if name in active])
-        return json.dumps(self.settings(active), sort_keys=True)
+            return f"{self._name(active)}: {self._open(active).fingerprint}"
+        settings = self.settings(active)
+        source = _level(self.source) if settings["model"] == NOISE else _loaded(settings["model"]).header["fingerprint"]
+        return json.dumps([settings, source], sort_keys=True)
 
     def make(self, active: frozenset[str], noise: Noise) -> Tensor:
         """The images of a coalition."""
         if self.folder is not None:
-            return self._read(active)
+            images = self._open(active)
+            return images.batch(range(len(images))).image
         settings = self.settings(active)
         post = settings.pop("post")
         key = json.dumps([noise.seed, settings], sort_keys=True)
@@ -167,22 +170,19 @@ class Workflow:
         """
         done: set[str] = set()
         for active in coalitions:
-            if self.same(active) in done:
+            text = self.same(active)
+            if text in done or self.folder is not None:
                 continue
-            done.add(self.same(active))
-            if self.folder is not None:
-                self._read(active, only=1)
-                continue
+            done.add(text)
             settings = self.settings(active)
             if settings["model"] == NOISE:
                 continue
-            name = coalition_name([name for name in self.changes if name in active])
             try:
                 bare, model = self._model(settings)
                 check_fit(make_sampler(settings["sampler"], nfe=settings["nfe"]), model)
                 parse_labels(_label_text(settings["labels"]), bare.num_classes)
             except InputError as error:
-                raise InputError(error.thing, error.value, f"{error.mend} (coalition {name})") from None
+                raise InputError(error.thing, error.value, f"{error.mend} (coalition {self._name(active)})") from None
             made = tuple(model.decode(torch.zeros(1, *model.shape, device=self.device)).shape[1:])
             if made != self.source.shape:
                 shapes = f"makes images of shape {made}, the artwork has {self.source.shape}"
@@ -196,16 +196,20 @@ class Workflow:
             raise InputError("labels", settings["labels"], f"the model {settings['model']} has no classes")
         return bare, guided(bare, settings["guidance"], clip=settings["clip"]).to(self.device)
 
-    def _read(self, active: frozenset[str], only: int | None = None) -> Tensor:
+    def _name(self, active: frozenset[str]) -> str:
+        return coalition_name([name for name in self.changes if name in active])
+
+    def _open(self, active: frozenset[str]) -> Images:
+        """The finished images of a coalition."""
         assert self.folder is not None
-        name = coalition_name([name for name in self.changes if name in active])
+        name = self._name(active)
         if not (self.folder / name).is_dir():
             raise ArtefactError(f"folder of coalition {name}", str(self.folder / name), "is missing")
         images = load_images(str(self.folder / name))
         if images.shape != self.source.shape:
             shapes = f"holds images of shape {images.shape}, the artwork has {self.source.shape}"
             raise InputError(f"folder of coalition {name}", str(self.folder / name), shapes)
-        return images.batch(range(only or len(images))).image
+        return images
 
 
 def read_workflow(name: str) -> Workflow:
