@@ -173,12 +173,13 @@ def _array(path: Path) -> np.ndarray:
 def _picture(path: Path) -> np.ndarray:
     """(H, W) floats or integers, or (H, W, 3) for colours."""
     try:
-        with warnings.catch_warnings(), Image.open(path) as picture:
+        with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of broken metadata; what matters is said below
-            picture.load()
-            if picture.mode in ("P", "PA", "RGBA", "LA", "CMYK", "YCbCr"):
-                return np.asarray(picture.convert("L" if picture.mode == "LA" else "RGB"))
-            pixels = np.asarray(picture)
+            with Image.open(path) as picture:
+                picture.load()
+                if picture.mode in ("P", "PA", "RGBA", "LA", "CMYK", "YCbCr"):
+                    return np.asarray(picture.convert("L" if picture.mode == "LA" else "RGB"))
+                pixels = np.asarray(picture)
     except Exception as error:  # decoders meet hostile bytes and raise nearly anything
         raise ArtefactError(f"image {path}", None, f"is broken, or no picture ({type(error).__name__})") from error
     return pixels.astype(pixels.dtype.newbyteorder("="), copy=False)

@@ -14,11 +14,19 @@ import numpy as np
 from torch import Tensor
 
 import scoreline
-from scoreline.core.errors import InputError
+from scoreline.core.errors import ArtefactError, InputError
 from scoreline.core.score import Protocol, Score
 from scoreline.data.anomaly_maps import AnomalySet, read_anomaly_set
 from scoreline.evaluate.progress import progress
-from scoreline.metrics.aupimo import FPR_BOUNDS, AupimoResult, Route, aupimo, pimo_curves, random_model_aupimo
+from scoreline.metrics.aupimo import (
+    FPR_BOUNDS,
+    AupimoResult,
+    Route,
+    aupimo,
+    check_options,
+    pimo_curves,
+    random_model_aupimo,
+)  # fmt: skip
 from scoreline.metrics.intervals import mean_interval
 from scoreline.metrics.per_image import boxplot_statistics, compare_models
 from scoreline.metrics.pixel_curves import Convention, aupr, aupro, auroc, image_auroc
@@ -97,6 +105,12 @@ def score_anomaly_maps(
         InputError: names, sizes, masks or bounds that do not fit.
         ArtefactError: a file is missing or broken.
     """
+    check_options(num_thresholds, fpr_bounds, route)
+    if not 0 < fpr_limit <= 1:
+        raise InputError("fpr_limit", fpr_limit, "a share of false positives in (0, 1]; 0.3 in the literature")
+    for source in models.values():
+        if not isinstance(source, AnomalySet) and not Path(source).exists():
+            raise ArtefactError(str(source), None, "no such folder or file of maps")
     warnings: list[str] = []
     entries, curves, exhibits = [], {}, []
     names: list[str] = []

@@ -24,7 +24,7 @@ from scoreline.core.errors import InputError, unknown_name
 from scoreline.metrics.pixel_curves import maps_and_masks
 
 __all__ = ["FPR_BOUNDS", "NUM_THRESHOLDS", "ROUTES", "AupimoResult", "PimoCurves", "Route"]
-__all__ += ["aupimo", "aupimo_from_curves", "pimo_curves", "random_model_aupimo"]
+__all__ += ["aupimo", "aupimo_from_curves", "check_options", "pimo_curves", "random_model_aupimo"]
 
 Route = Literal["plain", "fast", "exact"]
 ROUTES = ("plain", "fast", "exact")
@@ -219,16 +219,12 @@ def aupimo(
     >>> round(result.mean, 3)  # found from Fsh = 4 % on: ln(0.1 / 0.04) / ln(0.1 / 0.01)
     0.398
     """
-    if route not in ROUTES:
-        raise unknown_name("AUPIMO route", route, ROUTES)
-    low, high = bounds = _check_bounds(fpr_bounds)
-    if route == "exact" and num_thresholds is not None:
-        raise InputError("num_thresholds", num_thresholds, "the exact route places no thresholds; leave it out")
-    count = NUM_THRESHOLDS.get(route, 2) if num_thresholds is None else num_thresholds
-    _check_count(count)
+    check_options(num_thresholds, fpr_bounds, route)
+    low, high = bounds = float(fpr_bounds[0]), float(fpr_bounds[1])
     pixels = _Pixels(maps, masks)
     if route == "exact":
         return _exact(pixels, bounds)
+    count = NUM_THRESHOLDS[route] if num_thresholds is None else num_thresholds
     if route == "plain":
         pixels.sort()
         t = _evenly(pixels.low, pixels.high, count, pixels.dtype)
@@ -283,6 +279,21 @@ def random_model_aupimo(fpr_bounds: tuple[float, float] = FPR_BOUNDS) -> float:
     """
     low, high = _check_bounds(fpr_bounds)
     return (high - low) / math.log(high / low)
+
+
+def check_options(num_thresholds: int | None, fpr_bounds: tuple[float, float], route: str) -> None:
+    """Refuse what :func:`aupimo` refuses without looking at any image.
+
+    Raises:
+        InputError: an unknown route, bounds that are none, K < 2, thresholds for the exact route.
+    """
+    if route not in ROUTES:
+        raise unknown_name("AUPIMO route", route, ROUTES)
+    _check_bounds(fpr_bounds)
+    if num_thresholds is not None:
+        if route == "exact":
+            raise InputError("num_thresholds", num_thresholds, "the exact route places no thresholds; leave it out")
+        _check_count(num_thresholds)
 
 
 def _check_bounds(fpr_bounds: tuple[float, float]) -> tuple[float, float]:

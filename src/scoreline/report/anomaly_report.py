@@ -224,8 +224,8 @@ def exhibit_picture(exhibit: Exhibit, picture: np.ndarray | None = None) -> Imag
         ground = np.repeat(grey[..., None], 3, axis=2)
     else:
         ground = np.asarray(Image.fromarray(picture).resize((width, height)), dtype=np.float64)
-    for colour, level in zip(_ZONES, exhibit.levels):
-        above = scores >= level
+    orange, red = scores >= exhibit.levels[0], scores >= exhibit.levels[1]
+    for colour, above in zip(_ZONES, (orange & ~red, red)):
         ground[above] = 0.45 * ground[above] + 0.55 * np.array(colour)
     times = max(1, round(_WIDTH / width))
     large = ground.round().astype(np.uint8).repeat(times, axis=0).repeat(times, axis=1)
