@@ -45,7 +45,7 @@ from scoreline.metrics import (
 )
 from scoreline.metrics.frechet import METHODS
 from scoreline.nn.inception import Inception2015
-from scoreline.nn.resizing import RESIZES
+from scoreline.nn.resizing import RESIZES, InceptionInput
 
 CUT, SIDE = 160, 64  # tiles of 160 pixels, shrunk to 64
 Table = dict[str, Any]
@@ -240,19 +240,16 @@ def photographs(count: int, weights: Path | None) -> tuple[dict[str, Table], str
     """Tables of resizing and file formats, each change applied to the same tiles, and the network's name."""
     tap = "2048" if weights else "192"
 
-    def inception(rule: str) -> Inception2015:
-        if weights:
-            return Inception2015.load(weights, tap=tap, resize=rule)
+    if weights:
+        net = Inception2015.load(weights, tap=tap)
+    else:
         torch.manual_seed(0)
-        return Inception2015(tap, resize=rule).fast()
-
-    networks: dict[str, Inception2015] = {}
+        net = Inception2015(tap).fast()
 
     @torch.no_grad()
     def of_inception(x: Tensor, rule: str = "tf1") -> Tensor:
-        if rule not in networks:
-            networks[rule] = inception(rule)
-        return torch.cat([networks[rule].features(part) for part in x.split(16)])
+        prepare = InceptionInput(rule, "uint8-round", "pytorch" if rule == "pytorch" else "tf")
+        return torch.cat([net.activations(prepare(part), [tap])[tap] for part in x.split(16)])
 
     first, second = tiles(count, 1), tiles(count, 2)
     base, other = (shrunk(levels, "bicubic, antialiased") for levels in (first, second))
