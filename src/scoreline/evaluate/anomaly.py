@@ -26,7 +26,7 @@ from scoreline.metrics.aupimo import (
     check_options,
     pimo_curves,
     random_model_aupimo,
-)  # fmt: skip
+)
 from scoreline.metrics.intervals import mean_interval
 from scoreline.metrics.per_image import boxplot_statistics, compare_models
 from scoreline.metrics.pixel_curves import Convention, aupr, aupro, auroc, image_auroc
@@ -175,7 +175,7 @@ def _entry(
 ) -> dict[str, Any]:
     known = result.scores[result.classes]
     interval = mean_interval(known, seed=seed) if len(known) > 1 else None
-    data = {
+    data: dict[str, Any] = {
         "reference_fingerprint": protocol.reference_fingerprint, "image": protocol.image,
         "reference": protocol.reference, "generated_count": len(found.names),
     }  # fmt: skip

@@ -233,9 +233,9 @@ def aupimo(
             _refuse_level(bounds, float(fpr[-1]), pixels.normal, pixels.normal_images)
     else:
         levels, at_least, _ = pixels.levels(bounds)
-        ends = levels[_index(at_least, high)], levels[_index(at_least, low)]
+        start, end = (float(levels[_index(at_least, level)]) for level in (high, low))
         # Neighbouring floats are all there is between the ends where the maps are coarse.
-        t = np.unique(np.linspace(*map(float, ends), count).astype(pixels.dtype))
+        t = np.unique(np.linspace(start, end, count).astype(pixels.dtype))
         pixels.sort()
         fpr = pixels.fpr(t)
     used = _integrated(fpr, bounds, force)
