@@ -100,8 +100,9 @@ def show(result: dict[str, Any]) -> None:
     screen.print()
     screen.print(f"protocol: {result['protocol']}", markup=False, soft_wrap=True)
     cost = result["cost"]
-    spent = f"{cost['seconds']:.1f} s, {cost['images_per_second']:.0f} images/s, peak memory "
-    screen.print(f"cost: {spent}{cost['peak_memory_bytes'] / 2**20:.0f} MiB", markup=False)
+    features = f"features {cost['seconds_features']:.1f} s ({_number(cost['images_per_second'])} images/s)"
+    scores = f"scores {cost['seconds'] - cost['seconds_features']:.1f} s"
+    screen.print(f"cost: {features}, {scores}, peak memory {cost['peak_memory_bytes'] / 2**20:.0f} MiB", markup=False)
 
 
 def _sets(sets: dict[str, Any]) -> str:

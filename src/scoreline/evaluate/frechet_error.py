@@ -7,7 +7,7 @@ of M generated ones moves FD to first order by 1/M times its influence
 
 with S = L L^T for both sides, K = L_r^T L_g and z the coordinates of y, y = L_g z. This is y^T T y with the optimal map
 T of N(0, S_g) onto N(0, S_r), but needs no inverse and so holds for fewer images than dimensions too, where the map
-does not exist. Real images likewise. The root costs three eigendecompositions whatever N is, where a bootstrap of the
+does not exist. Real images likewise. It costs one to three eigendecompositions whatever N is, where a bootstrap of the
 distance itself would cost hundreds; the influences are then resampled with a seed. Only a sample of rows (4096) is
 needed, whose spread stands for that of all.
 """
@@ -30,10 +30,11 @@ _EPS = torch.finfo(torch.float64).eps
 
 @dataclass(frozen=True)
 class Gaussian:
-    """Mean (d,) and covariance (d, d) of features, float64."""
+    """Mean (d,) and covariance (d, d) of features, float64; all rows (n, d) too where they are fewer than d."""
 
     mean: Tensor
     cov: Tensor
+    rows: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -44,12 +45,32 @@ class Influence:
     generated: Callable[[Tensor], Tensor]
 
 
-def _factor(cov: Tensor) -> tuple[Tensor, Tensor]:
-    """L (d, r) with S = L L^T on the range of S, and its pseudo-inverse (r, d)."""
-    w, q = torch.linalg.eigh(cov)
-    keep = w > len(w) * _EPS * w[-1].clamp(min=0)
-    root = w[keep].sqrt()
-    return q[:, keep] * root, (q[:, keep] / root).T
+@dataclass(frozen=True)
+class _Factor:
+    """L (d, r) with S = L L^T: triangular where S has full rank, else with orthogonal columns that span its range."""
+
+    lower: Tensor
+    triangular: bool
+
+    @classmethod
+    def of(cls, side: Gaussian) -> _Factor:
+        if side.rows is not None:  # fewer rows than dimensions: the eigenvectors of their small Gram matrix suffice
+            centred = (side.rows.to(torch.float64) - side.mean) / math.sqrt(len(side.rows) - 1)
+            w, u = torch.linalg.eigh(centred @ centred.T)
+            return cls(centred.T @ u[:, w > len(w) * _EPS * w[-1].clamp(min=0)], False)
+        lower, info = torch.linalg.cholesky_ex(side.cov)
+        pivots = lower.diagonal().square()
+        if info == 0 and pivots.min() > len(pivots) * _EPS * side.cov.diagonal().max():
+            return cls(lower, True)
+        w, q = torch.linalg.eigh(side.cov)
+        keep = w > len(w) * _EPS * w[-1].clamp(min=0)
+        return cls(q[:, keep] * w[keep].sqrt(), False)
+
+    def into(self, directions: Tensor) -> Tensor:
+        """(n, d) D^T L^+ of directions D (r, n)."""
+        if self.triangular:
+            return torch.linalg.solve_triangular(self.lower.T, directions, upper=True).T
+        return directions.T @ (self.lower / self.lower.square().sum(0)).T
 
 
 def frechet_influence(real: Gaussian, generated: Gaussian) -> Influence:
@@ -63,16 +84,15 @@ def frechet_influence(real: Gaussian, generated: Gaussian) -> Influence:
 
     Reference: Efron & Tibshirani 1993, chapter 21.
     """
-    (lower_r, inverse_r), (lower_g, inverse_g) = _factor(real.cov), _factor(generated.cov)
-    k = lower_r.T @ lower_g
+    factor_r, factor_g = _Factor.of(real), _Factor.of(generated)
+    k = factor_r.lower.T @ factor_g.lower
     w, v = torch.linalg.eigh(k.T @ k)
     s = w.clamp(min=0).sqrt()
     # the root of round-off is 1e-8 of the largest: below, the directions mean nothing
     keep = s > 1e-7 * s.max() if len(s) else s > 0
     v, s = v[:, keep], s[keep]
     shift = generated.mean - real.mean
-    to_g = v.T @ inverse_g  # (rank, d)
-    to_r = (v / s).T @ k.T @ inverse_r
+    to_g, to_r = factor_g.into(v), factor_r.into(k @ (v / s))  # (rank, d)
 
     def influence(mean: Tensor, towards: Tensor, to_root: Tensor) -> Callable[[Tensor], Tensor]:
         def of(rows: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import math
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import NormalDist
@@ -68,9 +69,16 @@ class Known:
     def gaussian(self) -> Gaussian:
         """Mean and covariance."""
         if self.taken is not None:
-            return Gaussian(self.taken.moments.mean, self.taken.moments.cov())
+            moments = self.taken.moments
+            return Gaussian(moments.mean, moments.cov(), self.taken.sample if self.few else None)
         assert self.stored is not None
         return Gaussian(*self.stored)
+
+    @property
+    def few(self) -> bool:
+        """Whether there are at most as many images as dimensions, and their rows are at hand."""
+        taken = self.taken
+        return taken is not None and len(taken.sample) == taken.count <= taken.moments.dim
 
     @property
     def dim(self) -> int:
@@ -152,8 +160,7 @@ class Scorer:
         protocol = self.base if metric == "fd" else self.base.replace(tap=self.taps["sfid"])
         name = frechet_name(protocol) if metric == "fd" else "sfid"
         if real.taken is not None and generated.taken is not None:
-            sides = [t.all_rows() if t.count <= min(t.moments.dim, len(t.sample)) else t.moments
-                     for t in (real.taken, generated.taken)]  # fmt: skip
+            sides = [k.taken.sample if k.few else k.taken.moments for k in (real, generated) if k.taken is not None]
             value = frechet_distance(*sides, method=self.root)
         else:
             a, b = real.gaussian, generated.gaussian
@@ -187,7 +194,10 @@ class Scorer:
         assert real.taken is not None
         rows = generated.rows()
         smallest = min(5000, max(len(rows) // 10, 2))
-        line = fid_infinity(real.taken.moments, rows, smallest=smallest, seed=self.seed, method=self.root)
+        reference = real.taken.sample if real.few else real.taken.moments
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # of few images, which is said for the whole sets
+            line = fid_infinity(reference, rows, smallest=smallest, seed=self.seed, method=self.root)
         protocol = self.base.replace(
             method=f"extrapolated, {self.base.method}", estimator_seed=self.seed, extra=(("smallest", smallest),)
         )
@@ -211,10 +221,12 @@ class Scorer:
         x, y = real.rows(), generated.rows()
         size = min(1000, len(x), len(y))
         kid_mode: Any = self.kid_mode
-        spread = kernel_distance(x, y, mode=kid_mode, subset_size=size, seed=KID_SEED)
+        # a subset that is the whole of both sets gives the same value every time
+        subsets = 1 if size == len(x) == len(y) else 100
+        spread = kernel_distance(x, y, mode=kid_mode, subsets=subsets, subset_size=size, seed=KID_SEED)
         protocol = self.base.replace(
-            metric="kid", method=f"unbiased, {self.kid_mode}", subsets=100, subset_size=size, estimator_seed=KID_SEED,
-            ddof=None,
+            metric="kid", method=f"unbiased, {self.kid_mode}", subsets=subsets, subset_size=size, ddof=None,
+            estimator_seed=KID_SEED,
         )  # fmt: skip
         return self._spread("kid", ["kid"], [spread.mean], [protocol], False,
                             lambda a, b: (polynomial_mmd(a, b),), (real, generated))[0]  # fmt: skip

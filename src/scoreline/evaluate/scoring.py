@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+import time
 import warnings as python_warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -178,16 +179,18 @@ def _run(
     with ExitStack() as stack:
         cost = stack.enter_context(measured())
         advance = stack.enter_context(progress("score", total, quiet=quiet))
+        start = time.perf_counter()
         passes: dict[Path, dict[str, Taken]] = {}
         taken = {role: _taken(s, plan, base, team, cache, advance, stack, passes) for role, s in sources.items()}
         if not team.first:
             return {}
+        passed = time.perf_counter() - start
         known = {role: _known(sources[role], plan, found) for role, found in taken.items()}
         measured_now: dict[str, list[Measured]] = {"generated": [], "compared": []}
         floors: dict[str, float] = {}
         notes = list(plan.notes)
         for position, part in enumerate(plan.parts):
-            for role in measured_now.keys() & sources.keys():
+            for role in (role for role in measured_now if role in sources):
                 scorer = Scorer(
                     known["real"][position], known[role][position], _base_protocol(plan, part, sources[role], known),
                     plan.root, plan.kid_mode, part.taps, seed,
@@ -203,8 +206,10 @@ def _run(
         for folder in passes:
             shutil.rmtree(folder, ignore_errors=True)
     facts = machine()
-    rate = total / cost.seconds if cost.seconds > 0 else 0.0
-    spent = {"seconds": cost.seconds, "peak_memory_bytes": cost.peak_memory, "images_per_second": rate}
+    spent = {
+        "seconds": cost.seconds, "seconds_features": passed, "images_per_second": total / max(passed, 1e-9),
+        "peak_memory_bytes": cost.peak_memory,
+    }  # fmt: skip
     for m in (*measured_now["generated"], *measured_now["compared"]):
         m.score.cost.update(spent, machine=facts)  # type: ignore[attr-defined]
     scores = [m.score for m in measured_now["generated"]]
