@@ -232,28 +232,31 @@ class _TileBalls:
                     self.block = self.filter.tile(self.rows, self.cols, dtype)
                 found = self._decided(radii, self.block)
                 if found is not None:
-                    return found.sum(dim=1), found.sum(dim=0)
+                    n, m = self.block.shape
+                    return torch.bincount(found // m, minlength=n), torch.bincount(found % m, minlength=m)
                 if len(self.filter.dtypes) == 1:  # float64 fails for this tile only
                     break
                 self.filter.dtypes.pop(0)  # float32 failed: the rest of the data is likely to be no better
             self.exact = _differences(self.x, self.y)
-        found = self.inside(self.exact, radii)
-        return found.sum(dim=1), found.sum(dim=0)
+        inside = self.inside(self.exact, radii)
+        return inside.sum(dim=1), inside.sum(dim=0)
 
     def _decided(self, radii: Tensor, block: Tensor) -> Tensor | None:
-        by_row = radii.shape[1] == 1
+        """Flat indices of the pairs inside; None where too many would have to be recomputed."""
+        by_row, m = radii.shape[1] == 1, block.shape[1]
         side, part = (0, self.rows) if by_row else (1, self.cols)
-        bound = self.filter.bound(side, part, block.dtype).view_as(radii)
-        threshold = radii / self.filter.unit**2
-        surely = block < (threshold - bound).to(block.dtype)
-        perhaps = (block <= (threshold + bound).to(block.dtype)).logical_xor_(surely)
-        open_ = _true(perhaps)
-        if len(open_) > block.numel() // (256 if block.dtype == torch.float32 else 8):
+        bound = self.filter.bound(side, part, block.dtype)
+        threshold = radii.flatten() / self.filter.unit**2
+        surely, perhaps = (threshold - bound).to(block.dtype), (threshold + bound).to(block.dtype)
+        found = _true(block <= perhaps.view_as(radii))
+        centre = found // m if by_row else found % m
+        open_ = block.view(-1)[found] >= surely[centre]
+        pairs = found[open_]
+        if len(pairs) > block.numel() // (256 if block.dtype == torch.float32 else 8):
             return None
-        i, j = open_ // block.shape[1], open_ % block.shape[1]
-        at = radii[i, 0] if by_row else radii[0, j]
-        surely.view(-1)[open_] = self.inside(_pairs(self.x, i, self.y, j), at)
-        return surely
+        keep = ~open_
+        keep[open_] = self.inside(_pairs(self.x, pairs // m, self.y, pairs % m), radii.flatten()[centre[open_]])
+        return found[keep]
 
 
 class _Neighbours:
