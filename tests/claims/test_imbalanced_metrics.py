@@ -10,6 +10,7 @@ import torch
 from scoreline.claims import imbalanced_metrics as claim
 from scoreline.claims.engine import BUDGET, measure
 from scoreline.claims.imbalanced_metrics import ARMS, CLAIM, Candidates, digits_pool, regrets
+from scoreline.data import from_arrays
 from scoreline.metrics.binary_curves import confusion
 
 SEEDS = 20
@@ -129,3 +130,15 @@ def test_the_smoke_run_measures_every_arm_and_stores_nothing(smoke: dict[str, An
     # g-mean asks for far more positives than there are
     assert by["g-mean"]["predicted_positive"] > 1.5 * by["MCC"]["predicted_positive"]
     assert len(smoke["findings"]) == 5
+
+
+def test_the_second_pool_has_one_percent_and_sixty_four_components() -> None:
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(1000) % 10
+    pixels = torch.rand(1000, 3, 8, 8, generator=generator) + (labels == 3)[:, None, None, None]
+    x, y = claim.cifar_pool(from_arrays(pixels / 2, labels), 0)
+    assert x.shape == (909, 64)
+    assert int(y.sum()) == 9
+    assert x.std(0).tolist() == pytest.approx([1.0] * 64, rel=1e-3)
+    # The class that differs is seen in the components.
+    assert float(abs(x[y].mean(0) - x[~y].mean(0)).max()) > 2

@@ -31,7 +31,9 @@ __all__ = [
     "balanced_accuracy",
     "cell_metrics",
     "f1",
+    "f2",
     "f_beta",
+    "f_half",
     "fpr",
     "g_mean",
     "g_measure",
@@ -129,6 +131,16 @@ def f1(cells: Cells, zero_division: float = 0.0) -> Tensor:
     return f_beta(cells, zero_division)
 
 
+def f_half(cells: Cells, zero_division: float = 0.0) -> Tensor:
+    """F_0.5: precision counts twice as much as recall."""
+    return f_beta(cells, zero_division, beta=0.5)
+
+
+def f2(cells: Cells, zero_division: float = 0.0) -> Tensor:
+    """F_2: recall counts twice as much as precision."""
+    return f_beta(cells, zero_division, beta=2.0)
+
+
 def g_mean(cells: Cells, zero_division: float = 0.0) -> Tensor:
     """sqrt(t (1 - f)) = sqrt(recall * specificity)."""
     return (recall(cells, zero_division) * specificity(cells, zero_division)).sqrt()
@@ -192,8 +204,8 @@ METRICS: dict[str, CellMetric] = {
     "specificity": specificity,
     "npv": npv,
     "f1": f1,
-    "f0.5": lambda cells, zero_division=0.0: f_beta(cells, zero_division, beta=0.5),
-    "f2": lambda cells, zero_division=0.0: f_beta(cells, zero_division, beta=2.0),
+    "f0.5": f_half,
+    "f2": f2,
     "g-mean": g_mean,
     "g-measure": g_measure,
     "balanced-accuracy": balanced_accuracy,

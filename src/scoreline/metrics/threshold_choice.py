@@ -24,12 +24,16 @@ __all__ = ["COMBINED", "CRITERIA", "PAIR", "Choice", "Criterion", "Ranked", "bes
 PAIR = ("f1", "g-mean")
 """Primary and secondary metric of the paper."""
 
-COMBINED: dict[str, CellMetric] = {
-    "f1-times-g-mean": lambda cells, zero_division=0.0: f1(cells, zero_division) * g_mean(cells, zero_division),
-    "mean-of-f1-and-g-mean": lambda cells, zero_division=0.0: (
-        (f1(cells, zero_division) + g_mean(cells, zero_division)) / 2
-    ),
-}
+
+def _product(cells: Cells, zero_division: float = 0.0) -> Tensor:
+    return f1(cells, zero_division) * g_mean(cells, zero_division)
+
+
+def _mean(cells: Cells, zero_division: float = 0.0) -> Tensor:
+    return (f1(cells, zero_division) + g_mean(cells, zero_division)) / 2
+
+
+COMBINED: dict[str, CellMetric] = {"f1-times-g-mean": _product, "mean-of-f1-and-g-mean": _mean}
 """One number made of F1 and g-mean: other readings of the paper's advice."""
 
 CRITERIA: dict[str, tuple[str, ...]] = {
