@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -131,9 +132,9 @@ def test_saved_statistics_give_the_same_distance(scoreline: Any, noise: np.ndarr
         assert values(answer)["fd-pixel"] == pytest.approx(direct, rel=1e-5)
         counts = [answer.json["scores"][0]["protocol"][f"{side}_count"] for side in ("reference", "generated")]
         assert counts == ([500, 100] if real == "real.npz" else [100, 500])
-    assert values(scoreline("score", "--real", "real.npz", "--generated", "real.npz", "--json"))["fd-pixel"] == pytest.approx(
-        0, abs=1e-6
-    )
+    assert values(scoreline("score", "--real", "real.npz", "--generated", "real.npz", "--json"))[
+        "fd-pixel"
+    ] == pytest.approx(0, abs=1e-6)
 
 
 def test_statistics_of_others_are_read_and_their_gaps_named(scoreline: Any, noise: np.ndarray, tmp_path: Path) -> None:
@@ -234,6 +235,25 @@ def test_jpeg_against_png_is_warned_of(scoreline: Any, noise: np.ndarray, tmp_pa
         (["--real", "digits", "--generated", "digits", "--save-statistics", "s.txt"], 2, "s.txt"),
         (["--real", "digits", "--generated", "digits", "--generated-split", "tset"], 2, "did you mean 'test'?"),
         (["digits", "digits"], 2, "--real, --generated"),
+        (["--real", "digits", "--generated", "digits", "--mode", "pytorch_fid"], 2, "did you mean 'pytorch-fid'?"),
+        (["--real", "digits", "--generated", "digits", "--mode", "clean"], 2, "the features are digits"),
+        (["--real", "digits", "--generated", "digits", "--weights", "w.pth"], 2, "digits has none to be read"),
+        (["--real", "digits", "--generated", "digits", "--dtype", "bf16"], 2, "inception-2015 alone"),
+        (["--real", "digits", "--generated", "digits", "--compile"], 2, "inception-2015 alone"),
+        (["--real", "digits", "--generated", "digits", "--workers", "-1"], 2, "workers -1"),
+        (["--real", "digits", "--generated", "digits", "--seed", "-1"], 2, "seed -1"),
+        (["--real", "digits", "--generated", "digits", "--device", "gpu"], 2, "device"),
+        (["--real", "digits", "--generated", "digits", "--metrics", "sfid"], 2, "spatial features of inception-2015"),
+        (
+            ["--real", "digits", "--generated", "digits", "--compare-to", "digits", "--compare-split", "train"],
+            2,
+            "1797",
+        ),
+        (
+            ["--real", "digits", "--generated", "digits", "--save-statistics", "s.npz", "--statistics-layout", "edn"],
+            2,
+            "did you mean 'edm'?",
+        ),
     ],
 )
 def test_refusals(scoreline: Any, options: list[str], code: int, words: str) -> None:
@@ -265,3 +285,92 @@ def test_with_the_shipped_network(scoreline: Any) -> None:
     found = values(scoreline(*command, "--json"))
     assert list(found) == ["fd-digits", "is", "fd-pixel"]
     assert 5 < found["is"] < 10
+
+
+def test_two_generators_side_by_side(scoreline: Any, noise: np.ndarray, tmp_path: Path) -> None:
+    better = (load_images("digits", split="train").batch(range(100)).image[:, 0] + 1).mul(127.5).round()
+    np.save(tmp_path / "better.npy", better.numpy().astype(np.uint8))
+    command = ["score", "--real", "digits", "--generated", "better.npy", "--compare-to", "noise.npy"]
+    command += ["--metrics", "fd,prdc", "--features", "pixels"]
+    text = scoreline(*command[:7], "--metrics", "fd", "--features", "pixels").out
+    (row,) = [
+        line for line in text.splitlines() if line.startswith("fd-pixel") and line.rstrip().endswith("better.npy")
+    ]
+    assert "< 0.0001" in row
+    assert "p: two-sided paired test" in text
+    rows = scoreline(*command, "--json").json["comparison"]
+    assert [row["name"] for row in rows][:2] == ["fd-pixel", "fd-infinity"]
+    assert rows[0]["interval"]["low"] < rows[0]["difference"] < rows[0]["interval"]["high"] < 0
+    command = [*command[:5], "--compare-to", "better.npy", "--metrics", "fd", "--features", "pixels"]
+    alike = scoreline(*command)
+    assert "cannot tell" in alike.out
+
+
+def test_the_real_sets_statistics_in_the_layout_of_others(scoreline: Any, noise: np.ndarray, tmp_path: Path) -> None:
+    command = ["score", "--real", "digits", "--generated", "noise.npz", "--metrics", "fd", *PIXELS]
+    direct = values(scoreline(*command, "--save-statistics", "s.npz", "--statistics-layout", "clean-fid"))["fd-pixel"]
+    with np.load(tmp_path / "s.npz") as arrays:
+        assert set(arrays.files) == {"mu", "sigma"}
+    found = values(scoreline("score", "--real", "s.npz", "--generated", "noise.npz", *PIXELS))
+    assert found["fd-pixel"] == pytest.approx(direct, rel=1e-9)
+    scoreline(*command, "--save-statistics", "t.npz", "--statistics-layout", "guided-diffusion").fails(2, "sfid")
+    assert not (tmp_path / "t.npz").exists()
+
+
+def test_results_are_written_where_asked(scoreline: Any, noise: np.ndarray, own_cache: Path) -> None:
+    command = ["score", "--real", "digits", "--generated", "noise.npz", "--metrics", "fd", *PIXELS]
+    answer = scoreline(*command, "--out", "results", "--no-cache")
+    assert json.loads(Path("results/results.json").read_text()) == answer.json
+    assert not own_cache.exists()
+
+
+def test_images_and_stored_features_of_the_same_network(scoreline: Any, noise: np.ndarray) -> None:
+    np.save("features.npy", noise.reshape(100, 64) / 127.5 - 1)
+    images = values(scoreline("score", "--real", "digits", "--generated", "noise.npy", "--metrics", "fd", *PIXELS))
+    stored = scoreline("score", "--real", "digits", "--generated", "features.npy", "--metrics", "fd", *PIXELS)
+    assert values(stored)["fd-pixel"] == pytest.approx(images["fd-pixel"], rel=1e-5)
+    assert any("do not say which network" in warning for warning in stored.json["warnings"])
+    np.save("features.npy", np.zeros((100, 60)))
+    scoreline("score", "--real", "digits", "--generated", "features.npy", *PIXELS).fails(2, "60", "pixels has 64")
+
+
+def test_a_mode_reaches_the_network_and_the_root(
+    scoreline: Any, noise: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stand-in for the real network; grey images get the three channels that it takes."""
+    from scoreline.core.encoder import Encoder
+    from scoreline.nn.inception import Inception2015
+
+    asked: list[dict[str, Any]] = []
+
+    class Small(Encoder):
+        dim, tap = 3, "2048"
+        protocol = {"features": "inception-2015", "tap": "2048", "weights": "x"}  # noqa: RUF012
+
+        def features(self, x: torch.Tensor) -> torch.Tensor:
+            assert x.shape[1] == 3
+            return torch.stack([x.mean((1, 2, 3)), x.amax((1, 2, 3)), x.std((1, 2, 3))], 1)
+
+    def load(weights: Any = None, **settings: Any) -> Encoder:
+        asked.append({"weights": weights, **settings})
+        return Small()
+
+    monkeypatch.setattr(Inception2015, "load", load)
+    command = ["score", "--real", "digits", "--generated", "noise.npz", "--features", "inception-2015", "--json"]
+    command += ["--metrics", "fd,kid"]
+    found = {}
+    for mode, resize, root, kid in (
+        ("pytorch-fid", "pytorch", "sqrtm", "torch-fidelity"),
+        ("clean", "clean", "sqrtm-clean", "clean-fid"),
+        ("torch-fidelity", "tf1", "eigvals", "torch-fidelity"),
+    ):
+        answer = scoreline(*command, "--mode", mode, "--weights", "w.safetensors")
+        found[mode] = values(answer)["fid"]
+        assert (asked[-1]["resize"], asked[-1]["weights"]) == (resize, "w.safetensors")
+        protocols = {score["name"]: score["protocol"] for score in answer.json["scores"]}
+        assert protocols["fid"]["method"] == root
+        assert protocols["kid"]["method"] == f"unbiased, {kid}"
+        assert any("grey images, given three equal channels" in warning for warning in answer.json["warnings"])
+    assert found["clean"] == pytest.approx(found["torch-fidelity"], rel=1e-9)
+    scoreline(*command)
+    assert asked[-1] == {"weights": None}

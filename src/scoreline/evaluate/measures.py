@@ -7,7 +7,6 @@ Intervals say how far another draw of as many images would move the value. Frech
 
 from __future__ import annotations
 
-import functools
 import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -33,7 +32,7 @@ from scoreline.metrics import (
     prdc,
 )
 from scoreline.metrics.frechet import Method
-from scoreline.metrics.intervals import metric_intervals, normal_p, paired_metric_difference
+from scoreline.metrics.intervals import metric_intervals, normal_p, replicates, spread_interval
 
 __all__ = ["Known", "Measured", "Scorer", "compare_measured"]
 
@@ -311,9 +310,23 @@ def _scaled(value: float, interval: Interval, scale: float, rows: int, bounds: t
     return Interval(low, high, interval.level, how)
 
 
-def _one_of(function: Callable[..., Sequence[float]], part: int, both: bool, real: Tensor, generated: Tensor) -> float:
-    """One number of a metric of two sets, or of the generated one alone."""
-    return function(real, generated)[part] if both else function(generated)[part]
+def _difference_draws(a: Measured, b: Measured, seed: int) -> tuple[Tensor, float, int]:
+    """Differences of every number of a metric over halves drawn for both generators alike: (halves, numbers),
+    what scales their spread to all images, and how many rows were used.
+    """
+    function = a.function
+    assert function is not None
+    (x, y), scale = sampled([a.sets[-1], b.sets[-1]], seed)
+    sides: list[tuple[Tensor, ...]] = [(x, y)]
+    if len(a.sets) == 2:
+        (real,), other = sampled(a.sets[:1], seed)
+        sides, scale = [(real,), (x, y)], max(scale, other)
+
+    def difference(*parts: Tensor) -> list[float]:
+        shared, ours, theirs = parts[:-2], parts[-2], parts[-1]
+        return [float(p) - float(q) for p, q in zip(function(*shared, ours), function(*shared, theirs))]
+
+    return replicates(difference, sides, "halves", _HALVES, seed), scale, len(x)
 
 
 def compare_measured(ours: Sequence[Measured], theirs: Sequence[Measured], seed: int) -> list[dict[str, Any]]:
@@ -342,14 +355,11 @@ def compare_measured(ours: Sequence[Measured], theirs: Sequence[Measured], seed:
                       for side in a.influences}  # fmt: skip
             interval = resampled_interval(difference, _draws(values, seed), LEVEL, seed)
         elif a.function is not None and all(k.sample is not None for k in (*a.sets, *b.sets)):
-            parts, scale = sampled([a.sets[-1], b.sets[-1]], seed)
-            metric = functools.partial(_one_of, a.function, a.part, len(a.sets) == 2)
-            real = parts[0]
-            if len(a.sets) == 2:
-                (real,), other = sampled(a.sets[:1], seed)
-                scale = max(scale, other)
-            test = paired_metric_difference(metric, real, *parts, level=LEVEL, resamples=_HALVES, seed=seed)
-            interval = _scaled(difference, test.interval, scale, len(parts[0]), _ANY)
+            if a.part == 0:
+                draws, scale, rows = _difference_draws(a, b, seed)
+            how = f"paired spread over halves of the images, {_HALVES} resamples, seed {seed}"
+            whole = spread_interval(difference, draws[:, a.part], LEVEL, "halves", how)
+            interval = _scaled(difference, whole, scale, rows, _ANY)
         p_value = None
         if interval is not None:
             error = (interval.high - interval.low) / 2 / NormalDist().inv_cdf((1 + LEVEL) / 2)

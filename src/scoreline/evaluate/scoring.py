@@ -324,4 +324,5 @@ def _floors(part: Part, plan: Plan, known: Mapping[str, Known], size: int | None
         part.encoder, real.images, split="test", moments=known["features"].taken.moments, method=plan.root
     )
     count = generated.count
-    return {scorer.name(count): scorer.floor(load_images("digits", split="train"), count)}
+    train = load_images("digits", split="train", channels=real.images.shape[0])
+    return {scorer.name(count): scorer.floor(train, count)}
