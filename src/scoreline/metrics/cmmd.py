@@ -19,6 +19,8 @@ from scoreline.core.pairwise import distance_blocks
 
 __all__ = ["cmmd"]
 
+_BLOCK_BYTES = 2**26
+
 
 def cmmd(
     real: Tensor, generated: Tensor, *, sigma: float = 10.0, scale: float = 1000.0, normalise: bool = True
@@ -52,16 +54,26 @@ def cmmd(
     x, y = real.to(torch.float64), generated.to(torch.float64)
     if normalise:
         x, y = _unit(x, "real"), _unit(y, "generated")
-    within = _mean_below_one(x, x, sigma) + _mean_below_one(y, y, sigma)
-    return scale * (within - 2 * _mean_below_one(x, y, sigma))
+    within = _within(x, sigma) / len(x) ** 2 + _within(y, sigma) / len(y) ** 2
+    return scale * (within - 2 * _between(x, y, sigma) / (len(x) * len(y)))
 
 
-def _mean_below_one(x: Tensor, y: Tensor, sigma: float) -> float:
-    """Mean of k(x_i, y_j) - 1 over all pairs, the pairs i = j included."""
+def _between(x: Tensor, y: Tensor, sigma: float) -> float:
+    """Sum of k(x_i, y_j) - 1 over all pairs."""
     total = torch.zeros((), dtype=torch.float64, device=x.device)
-    for _, squared in distance_blocks(x, y, way="gram"):
+    for _, squared in distance_blocks(x, y, way="gram", block_bytes=_BLOCK_BYTES):
         total += squared.mul_(-0.5 / sigma**2).expm1_().sum()
-    return float(total) / (len(x) * len(y))
+    return float(total)
+
+
+def _within(x: Tensor, sigma: float) -> float:
+    """Sum of k(x_i, x_j) - 1 over all pairs, i = j included; each pair is computed once."""
+    total, step = 0.0, max(1, _BLOCK_BYTES // (8 * len(x)))
+    for rows, rest in ((x[i : i + step], x[i + step :]) for i in range(0, len(x), step)):
+        total += _between(rows, rows, sigma)
+        if len(rest):
+            total += 2 * _between(rows, rest, sigma)
+    return total
 
 
 def _unit(rows: Tensor, name: str) -> Tensor:
