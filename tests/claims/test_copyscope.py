@@ -39,6 +39,7 @@ def test_all_parts_hold() -> None:
     "changes, verdict, parts",
     [
         ({PLAN: {"prompt": [0.1, -0.1, 0.1, -0.1, 0.1]}}, "holds", [True] * 5),
+        ({PLAN: {"prompt": [0.1, 0.3, 0.1, 0.3, 0.1]}}, "holds", [True] * 5),  # 1.6 sd
         ({PLAN: {"prompt": 0.01}}, "in part", [False, True, True, True, True]),
         ({PLAN: {"prompt": [0.3, 0.29, 0.31, 0.3, 0.3]}}, "in part", [False, True, True, True, True]),
         ({PLAN: {"control": [3.2, 3.2, 3.2, 3.2, 3.7]}}, "in part", [True, False, True, True, True]),

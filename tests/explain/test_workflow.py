@@ -88,6 +88,15 @@ def test_a_coalition_is_the_neutral_workflow_changed_by_its_components(tmp_path:
     assert not torch.equal(plain, workflow.make(on("model", "prompt"), Noise(6)))
 
 
+def test_finishing_steps_of_several_components_add_up_in_the_order_of_the_file(tmp_path: Path) -> None:
+    components = {"first": {"post": [{"brightness": 1}]}, "second": {"post": ["invert"]}}
+    workflow = read(tmp_path, components=components, neutral={"post": ["mirror"]})
+    plain = workflow.make(on(), Noise(0))
+    torch.testing.assert_close(workflow.make(on("second", "first"), Noise(0)), -(plain + 1).clamp(-1, 1))
+    torch.testing.assert_close(workflow.make(on("second"), Noise(0)), -plain)
+    assert workflow.components[1].absent == "mirror"
+
+
 def test_the_stand_in_for_a_model_is_noise_of_the_data(tmp_path: Path) -> None:
     workflow = read(tmp_path, images=400, artwork={"source": "digits", "labels": [3]})
     noise = workflow.make(on(), Noise(0))

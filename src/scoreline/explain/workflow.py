@@ -32,9 +32,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from scoreline.core.artefact import read_header
 from scoreline.core.denoiser import Denoiser
 from scoreline.core.errors import ArtefactError, InputError, unknown_name
-from scoreline.core.load import load
+from scoreline.core.load import load, model_path
 from scoreline.core.noise import Noise
 from scoreline.data import load_images
 from scoreline.data.images import Images
@@ -126,14 +127,15 @@ class Workflow:
         if self.folder is not None:
             return f"{self._name(active)}: {self._open(active).fingerprint}"
         settings = self.settings(active)
-        source = _level(self.source) if settings["model"] == NOISE else _loaded(settings["model"]).header["fingerprint"]
+        noise = settings["model"] == NOISE
+        source: Any = _level(self.source) if noise else _fingerprint(settings["model"])
         return json.dumps([settings, source], sort_keys=True)
 
     def make(self, active: frozenset[str], noise: Noise) -> Tensor:
         """The images of a coalition."""
         if self.folder is not None:
-            images = self._open(active)
-            return images.batch(range(len(images))).image
+            finished = self._open(active)
+            return finished.batch(range(len(finished))).image
         settings = self.settings(active)
         post = settings.pop("post")
         key = json.dumps([noise.seed, settings], sort_keys=True)
@@ -351,6 +353,11 @@ def _artwork(given: Any, path: Path) -> tuple[Images, Tensor]:
 def _loaded(name: str) -> Denoiser:
     model: Denoiser = load(name)
     return model
+
+
+@functools.cache
+def _fingerprint(name: str) -> str:
+    return str(read_header(model_path(name))["fingerprint"])
 
 
 @functools.cache
