@@ -67,12 +67,13 @@ def test_small_distances_keep_their_digits() -> None:
     assert cmmd(x, y) == pytest.approx(1000 * 1e-10 / 100, rel=1e-5)
 
 
-def test_blocks_give_the_same_sum(monkeypatch: pytest.MonkeyPatch) -> None:
-    x, y = draw(23, 4, 0), draw(17, 4, 1)
-    whole = cmmd(x, y)
+@pytest.mark.parametrize("parts", [1, 3, 8, 40])
+def test_parts_give_the_same_sum(parts: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    x, y = draw(23, 4, 0), draw(5, 4, 1)
+    u, v = (z / z.norm(dim=1, keepdim=True) for z in (x, y))
     # the package attribute of that name is the function
-    monkeypatch.setattr(sys.modules[cmmd.__module__], "_BLOCK_BYTES", 5 * 8 * 17)
-    assert cmmd(x, y) == pytest.approx(whole, rel=1e-10)
+    monkeypatch.setattr(sys.modules[cmmd.__module__], "_PARTS", parts)
+    assert cmmd(x, y, sigma=1) == pytest.approx(literal(u, v, 1, 1000), rel=1e-9)
 
 
 def test_bad_input() -> None:

@@ -10,6 +10,8 @@ and float64 then keeps all its digits where float32 sums of k would keep three.
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 from torch import Tensor
 
@@ -19,7 +21,7 @@ from scoreline.core.pairwise import distance_blocks
 
 __all__ = ["cmmd"]
 
-_BLOCK_BYTES = 2**26
+_PARTS = 8
 
 
 def cmmd(
@@ -61,18 +63,19 @@ def cmmd(
 def _between(x: Tensor, y: Tensor, sigma: float) -> float:
     """Sum of k(x_i, y_j) - 1 over all pairs."""
     total = torch.zeros((), dtype=torch.float64, device=x.device)
-    for _, squared in distance_blocks(x, y, way="gram", block_bytes=_BLOCK_BYTES):
+    for _, squared in distance_blocks(x, y, way="gram"):
         total += squared.mul_(-0.5 / sigma**2).expm1_().sum()
     return float(total)
 
 
 def _within(x: Tensor, sigma: float) -> float:
-    """Sum of k(x_i, x_j) - 1 over all pairs, i = j included; each pair is computed once."""
-    total, step = 0.0, max(1, _BLOCK_BYTES // (8 * len(x)))
-    for rows, rest in ((x[i : i + step], x[i + step :]) for i in range(0, len(x), step)):
-        total += _between(rows, rows, sigma)
-        if len(rest):
-            total += 2 * _between(rows, rest, sigma)
+    """Sum of k(x_i, x_j) - 1 over all pairs, i = j included; most pairs are computed once, not twice."""
+    total, cuts = 0.0, [len(x) * i // _PARTS for i in range(_PARTS + 1)]
+    for start, stop in itertools.pairwise(cuts):
+        if start < stop:
+            total += _between(x[start:stop], x[start:stop], sigma)
+            if stop < len(x):
+                total += 2 * _between(x[start:stop], x[stop:], sigma)
     return total
 
 
