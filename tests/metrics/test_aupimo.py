@@ -414,3 +414,11 @@ def test_curves_made_elsewhere() -> None:
     assert result.mean == pytest.approx((0.75 + 0.375) / 3, rel=1e-12)
     with pytest.raises(InputError, match=r"lies in \[0\.1, 1\]"):
         aupimo_from_curves(PimoCurves(*(x[..., :2] for x in curves[:3]), curves.classes), fpr_bounds=(1e-2, 1))
+
+
+def test_of_several_thresholds_with_fsh_one_the_last_counts() -> None:
+    fpr = torch.tensor([1.0, 1.0, 0.5, 0.25, 0.25, 0.125], dtype=torch.float64)
+    curves = PimoCurves(torch.arange(6.0), fpr, torch.ones(1, 6).double(), torch.tensor([True]))
+    result = aupimo_from_curves(curves, fpr_bounds=(0.25, 1.0), force=True)
+    assert result.curves.thresholds.tolist() == [1, 2, 3]  # of equally near ones, the first
+    assert result.mean == pytest.approx(1)
