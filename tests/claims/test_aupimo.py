@@ -77,7 +77,8 @@ def test_one_reversal_of_66_pairs_is_a_correlation_above_0_95() -> None:
 
 def test_findings_name_what_a_draw_of_normal_images_does() -> None:
     said = " ".join(CLAIM.findings(made_up(aupimo_normal_draw_std=0.0321)))
-    assert "moves it by 0.0321 (standard deviation), AUPRO by 0.0100" in said
+    assert "moves it by 0.0321 (standard deviation, 9% of its mean), AUPRO by 0.0100 (1%)" in said
+    assert "0.90 to 1.01 in AUROC, 0.80 to 0.91 in AUPRO, 0.10 to 0.65 in AUPIMO" in said
 
 
 # tiles and detectors
@@ -173,4 +174,4 @@ def test_the_smoke_run_measures_every_arm() -> None:
     assert run[BUDGET] == 0
     assert {f"{m}_{n}_drift" for m in claim.METRICS for n in ("dilated", "false_regions")} <= set(run)
     assert all(0 <= run[m] <= 1 for m in claim.METRICS)
-    assert len(result["findings"]) == 5
+    assert len(result["findings"]) == 6

@@ -9,8 +9,8 @@ import torch
 from torchmetrics import Metric
 
 from scoreline.core.errors import InputError
-from scoreline.metrics.anomaly_streaming import AUPIMO, AUPRO, PixelAUROC
-from scoreline.metrics.aupimo import aupimo
+from scoreline.metrics.anomaly_streaming import AUPIMO, AUPRO, PIMO, PixelAUROC
+from scoreline.metrics.aupimo import aupimo, pimo_curves
 from scoreline.metrics.pixel_curves import aupro, auroc
 
 G = torch.Generator().manual_seed(0)
@@ -75,6 +75,21 @@ def test_scores_by_image_on_request() -> None:
     result = metric.compute()
     assert result.classes.tolist() == [False] * 7 + [True] * 5  # not inverted
     assert torch.equal(result.scores.isnan(), ~result.classes)
+
+
+@pytest.mark.parametrize("spacing", ["linear", "log-fpr"])
+def test_curves_are_those_of_the_function(spacing) -> None:
+    found = fed(PIMO(40, spacing=spacing), torch.arange(12), 5).compute()
+    for a, b in zip(found, pimo_curves(MAPS, MASKS, 40, spacing=spacing)):
+        assert torch.equal(a.nan_to_num(-1), b.nan_to_num(-1))
+
+
+def test_two_halves_merge_into_the_whole() -> None:
+    first, second = PixelAUROC(), PixelAUROC()
+    first.update(MAPS[:5], MASKS[:5])
+    second.update(MAPS[5:], MASKS[5:])
+    first.merge_state(second)
+    assert first.compute().item() == pytest.approx(auroc(MAPS, MASKS), rel=1e-12)
 
 
 def test_bad_batches_are_refused_and_leave_no_trace() -> None:

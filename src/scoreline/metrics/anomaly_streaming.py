@@ -5,23 +5,25 @@ All of them need every pixel at once, so maps and masks are kept, on the host: a
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities.data import dim_zero_cat
 
 from scoreline.core.errors import InputError
-from scoreline.metrics.aupimo import FPR_BOUNDS, AupimoResult, Route, aupimo
+from scoreline.metrics.aupimo import FPR_BOUNDS, NUM_THRESHOLDS, AupimoResult, PimoCurves, Route, aupimo, pimo_curves
 from scoreline.metrics.pixel_curves import Convention, aupro, auroc, maps_and_masks
 
-__all__ = ["AUPIMO", "AUPRO", "PixelAUROC"]
+__all__ = ["AUPIMO", "AUPRO", "PIMO", "PixelAUROC"]
 
 
 class _KeepsMaps(Metric):
     """State: the maps and masks seen, two lists on the host, concatenated across processes."""
 
     is_differentiable = False
-    higher_is_better = True
+    higher_is_better: bool | None = True
     full_state_update = False
 
     maps: list[Tensor]
@@ -73,6 +75,26 @@ class AUPRO(_KeepsMaps):
         """The area under the per-region overlap curve, as a float64 scalar."""
         value = aupro(*self.sets(), fpr_limit=self.fpr_limit, convention=self.convention, positions=self.positions)
         return torch.tensor(value, dtype=torch.float64)
+
+
+class PIMO(_KeepsMaps):
+    """Streaming :func:`scoreline.metrics.aupimo.pimo_curves`.
+
+    Args:
+        num_thresholds, spacing: as for the function.
+    """
+
+    higher_is_better = None
+
+    def __init__(
+        self, num_thresholds: int = NUM_THRESHOLDS["plain"], *, spacing: Literal["linear", "log-fpr"] = "linear"
+    ) -> None:
+        super().__init__()
+        self.num_thresholds, self.spacing = num_thresholds, spacing
+
+    def compute(self) -> PimoCurves:
+        """Thresholds, shared false-positive rates, recall by image, classes."""
+        return pimo_curves(*self.sets(), self.num_thresholds, spacing=self.spacing)
 
 
 class AUPIMO(_KeepsMaps):
