@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import pickle
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from scoreline.core.errors import ArtefactError, InputError
 from scoreline.core.names import kind_and_name
 from scoreline.core.score import Protocol
+from scoreline.nn import inception
 from scoreline.nn.inception import TAPS, Inception2015
 from scoreline.nn.inception_blocks import average
 from scoreline.nn.pretrained import PRETRAINED
@@ -181,7 +183,7 @@ def test_taps_share_one_pass_and_stop_early(net: Inception2015) -> None:
     x = noise(2, 3, 40, 40) * 2 - 1
     found = net.taps(x, list(TAPS))
     assert {name: value.shape[1] for name, value in found.items()} == TAPS
-    torch.testing.assert_close(net.features(x), found["2048"])
+    torch.testing.assert_close(net.features(x[:1]), found["2048"][:1], rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(found["logits"] - found["logits-no-bias"], net.fc.bias.expand(2, -1), rtol=0, atol=1e-5)
     assert not torch.equal(found["2048"][0], found["2048"][1])
     # sFID: the convolution inside Mixed_6d.branch1x1, before batch norm and ReLU: it has negative values
@@ -190,21 +192,22 @@ def test_taps_share_one_pass_and_stop_early(net: Inception2015) -> None:
         net.Mixed_6c.register_forward_hook(lambda _, __, out: inside.update(mixed_5=out)),
         net.Mixed_7a.register_forward_hook(lambda *_: inside.update(late=torch.empty(0))),
     ]
-    sfid = net.taps(x, ["sfid"])["sfid"]
+    sfid = net.taps(x[:1], ["sfid"])["sfid"]
     for hook in hooks:
         hook.remove()
     assert "late" not in inside
     convolved = net.Mixed_6d.branch1x1.conv(inside["mixed_5"])
-    torch.testing.assert_close(sfid.view(2, 7, 17, 17), convolved[:, :7])
+    torch.testing.assert_close(sfid.view(1, 7, 17, 17), convolved[:, :7])
     assert (sfid < 0).any()
 
 
 def test_features_do_not_depend_on_the_batch_or_on_train(net: Inception2015) -> None:
-    x = noise(3, 3, 20, 20) * 2 - 1
+    x = noise(3, 3, 91, 91) * 2 - 1
     net.train()
     assert not any(module.training for module in net.modules())
-    both = net.features(x)
-    torch.testing.assert_close(torch.cat([net.features(row[None]) for row in x]), both, rtol=1e-4, atol=1e-5)
+    both = net.activations(x, ["2048"])["2048"]
+    alone = torch.cat([net.activations(row[None], ["2048"])["2048"] for row in x])
+    torch.testing.assert_close(alone, both, rtol=1e-4, atol=1e-5)
     assert not both.requires_grad
 
 
@@ -254,16 +257,23 @@ def test_the_fast_form_gives_the_same_features(net: Inception2015) -> None:
 
 
 @torch.no_grad()
-def test_half_precision_only_on_request_and_labelled(net: Inception2015) -> None:
+def test_half_precision_only_on_request_and_labelled(net: Inception2015, monkeypatch: pytest.MonkeyPatch) -> None:
     x = noise(1, 3, 75, 75) * 2 - 1
     half = net.fast(dtype=torch.bfloat16)
     assert half.protocol["precision"] == "bfloat16"
     assert net.fast().protocol["precision"] == "float32"
-    plain, found = net.activations(x, ["sfid", "2048", "logits"]), half.activations(x, ["sfid", "2048", "logits"])
+    plain = net.activations(x, ["sfid", "2048", "logits"])
+    monkeypatch.setattr(inception, "_bfloat16_pays", lambda: True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = half.activations(x, ["sfid", "2048", "logits"])
     assert all(value.dtype == torch.float32 for value in found.values())
     close(found, plain, rtol=5e-2)
     assert not torch.equal(found["2048"], plain["2048"])
     assert torch.equal(half.fc.weight, net.fc.weight)
+    monkeypatch.setattr(inception, "_bfloat16_pays", lambda: False)
+    with pytest.warns(UserWarning, match="float32 is faster here"):
+        half.activations(x, ["64"])
     with pytest.raises(InputError, match="bfloat16"):
         net.fast(dtype=torch.float16)
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from scoreline.core.errors import ArtefactError, InputError
-from scoreline.nn.pretrained import PRETRAINED, fill, find_pretrained, pretrained_folders, read_pretrained
+from scoreline.nn.pretrained import PRETRAINED, Unfilled, fill, find_pretrained, pretrained_folders, read_pretrained
 
 STATE = {"weight": torch.arange(6.0).view(2, 3), "bias": torch.tensor([1.0, -1.0])}
 
@@ -98,6 +98,7 @@ def test_only_known_trusted_or_codeless_files_are_read(home: Path, monkeypatch: 
     assert torch.equal(read_pretrained("vgg16", home / "w.safetensors")[0]["bias"], STATE["bias"])
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_torchscript_gives_its_tensors(home: Path) -> None:
     layer = nn.Linear(3, 2)
     layer.load_state_dict(STATE)
@@ -147,3 +148,12 @@ def test_weights_fill_a_network_whole_or_not_at_all(home: Path) -> None:
     fill(layer, STATE | {"extra": torch.zeros(1)}, home, rename=lambda n: None if n == "extra" else n)
     norm = nn.BatchNorm1d(2)
     fill(norm, {k: v for k, v in norm.state_dict().items() if k != "num_batches_tracked"}, home)
+
+
+def test_networks_that_get_weights_draw_none() -> None:
+    before = torch.get_rng_state()
+    with Unfilled():
+        nn.Sequential(nn.Linear(4, 5), nn.Conv2d(3, 4, 3), nn.Embedding(7, 2), nn.LayerNorm(3))
+    assert torch.equal(torch.get_rng_state(), before)
+    nn.Linear(4, 5)
+    assert not torch.equal(torch.get_rng_state(), before)

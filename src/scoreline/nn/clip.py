@@ -21,7 +21,7 @@ from scoreline.core.artefact import fingerprint, recorded
 from scoreline.core.encoder import Encoder
 from scoreline.core.errors import InputError, unknown_name
 from scoreline.nn.clip_tokenizer import CLIPTokenizer
-from scoreline.nn.pretrained import fill, read_pretrained
+from scoreline.nn.pretrained import Unfilled, fill, read_pretrained
 from scoreline.nn.vit import Block, PatchInput, fast_copy, quick_gelu
 
 __all__ = ["CLIP_MODELS", "CLIPImageEncoder", "CLIPTextEncoder"]
@@ -146,7 +146,8 @@ class CLIPImageEncoder(Encoder):
             InputError: an unknown model or rule.
             ArtefactError: no such file, an unknown checksum, an unreadable file, or tensors that do not fit.
         """
-        net = cls(**_sizes(model)[0], resize=resize, quantisation=quantisation)
+        with Unfilled():
+            net = cls(**_sizes(model)[0], resize=resize, quantisation=quantisation)
         state, file, digest = _read(model, path, trusted)
         fill(net, state, file, rename=lambda name: name.removeprefix("visual.") if name.startswith("visual.") else None)
         net.name, net.weights_sha256 = model, digest
@@ -218,7 +219,8 @@ class CLIPTextEncoder(nn.Module):
         cls, path: str | os.PathLike[str] | None = None, *, model: str = "clip-vit-l-14-336", trusted: bool = False
     ) -> CLIPTextEncoder:
         """The text tower with published weights; arguments and errors as for :meth:`CLIPImageEncoder.load`."""
-        net = cls(**_sizes(model)[1])
+        with Unfilled():
+            net = cls(**_sizes(model)[1])
         state, file, digest = _read(model, path, trusted)
         fill(net, state, file, rename=lambda name: None if name.startswith("visual.") else name)
         net.weights_sha256 = digest

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from scoreline.core.artefact import fingerprint, recorded
 from scoreline.core.encoder import Encoder
 from scoreline.core.errors import InputError
-from scoreline.nn.pretrained import fill, read_pretrained
+from scoreline.nn.pretrained import Unfilled, fill, read_pretrained
 from scoreline.nn.vit import Block, PatchInput, fast_copy
 
 __all__ = ["DINOv2"]
@@ -144,7 +144,8 @@ class DINOv2(Encoder):
             InputError: an unknown rule.
             ArtefactError: no such file, an unknown checksum, an unreadable file, or tensors that do not fit.
         """
-        net = cls(resize=resize, quantisation=quantisation)
+        with Unfilled():
+            net = cls(resize=resize, quantisation=quantisation)
         state, file, digest = read_pretrained("dinov2-vit-l-14", path, trusted=trusted)
         fill(net, state, file)
         net.weights_sha256 = digest

@@ -11,7 +11,9 @@ from __future__ import annotations
 import copy
 import hashlib
 import os
+import warnings
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any
 
 import torch
@@ -21,7 +23,7 @@ from torch import Tensor, nn
 from scoreline.core.encoder import Encoder
 from scoreline.core.errors import InputError
 from scoreline.nn.inception_blocks import Conv, FoldedConv, Mixed8, Mixed17, Mixed35, Reduce17, Reduce35
-from scoreline.nn.pretrained import fill, read_pretrained
+from scoreline.nn.pretrained import Unfilled, fill, read_pretrained
 from scoreline.nn.resizing import InceptionInput
 
 __all__ = ["TAPS", "Inception2015"]
@@ -32,6 +34,12 @@ TAPS = {"64": 64, "192": 192, "768": 768, "2048": 2048, "logits": 1008, "logits-
 
 def _usual_scaling(resize: str) -> str:
     return "pytorch" if resize == "pytorch" else "tf"
+
+
+@cache
+def _bfloat16_pays() -> bool:
+    """Whether oneDNN has bfloat16 kernels for this CPU; the others that torch falls back to are ten times slower."""
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 class Inception2015(Encoder):
@@ -128,6 +136,8 @@ class Inception2015(Encoder):
         """Taps of the network's own input (N, 3, 299, 299); stops after the last one that is asked for."""
         self.check_taps(names)
         x = prepared.to(self.Conv2d_1a_3x3.conv.weight.dtype)
+        if x.dtype == torch.bfloat16 and x.device.type == "cpu" and not _bfloat16_pays():
+            warnings.warn("this CPU has no bfloat16 instructions: float32 is faster here", UserWarning, stacklevel=2)
         if self.folded:
             x = x.contiguous(memory_format=torch.channels_last)
         if self._compiled is None:
@@ -186,7 +196,8 @@ class Inception2015(Encoder):
 
         Args:
             compile: also compile it, at the first batch; that takes a minute or two.
-            dtype: of the convolutions: torch.bfloat16 is faster and coarser, and the protocol says so. None keeps it.
+            dtype: of the convolutions: torch.bfloat16 is coarser, faster where the processor has instructions for it (a
+                warning says where not), and named in the protocol. None keeps it.
 
         Raises:
             InputError: a type that is neither float32, float64 nor bfloat16.
@@ -240,7 +251,8 @@ class Inception2015(Encoder):
             InputError: an unknown name.
             ArtefactError: no such file, an unknown checksum, an unreadable file, or tensors that do not fit.
         """
-        net = cls(tap, resize, quantisation, scaling)
+        with Unfilled():
+            net = cls(tap, resize, quantisation, scaling)
         state, file, digest = read_pretrained("inception-2015", path, trusted=trusted)
         fill(net, state, file)
         net.weights_sha256 = digest

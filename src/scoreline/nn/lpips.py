@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from scoreline.core.encoder import check_images
 from scoreline.core.errors import InputError, unknown_name
-from scoreline.nn.pretrained import fill, read_pretrained
+from scoreline.nn.pretrained import Unfilled, fill, read_pretrained
 
 __all__ = ["LPIPS", "LPIPS_NETS", "lpips"]
 
@@ -105,7 +105,8 @@ class LPIPS(nn.Module):
             InputError: an unknown network.
             ArtefactError: no such file, an unknown checksum, an unreadable file, or tensors that do not fit.
         """
-        made = cls(net)
+        with Unfilled():
+            made = cls(net)
         state, file, first = read_pretrained(_BACKBONES[net], backbone, trusted=trusted)
         # The classifier's layers come after the last tap.
         fill(

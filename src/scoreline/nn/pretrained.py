@@ -14,15 +14,18 @@ import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from scoreline.core.errors import ArtefactError, unknown_name
 
 __all__ = [
     "PRETRAINED",
     "Pretrained",
+    "Unfilled",
     "checked_digest",
     "fill",
     "find_pretrained",
@@ -215,6 +218,16 @@ def _is_torchscript(file: Path) -> bool:
         return False
     with zipfile.ZipFile(file) as archive:
         return any(name.endswith("/constants.pkl") for name in archive.namelist())
+
+
+class Unfilled(TorchFunctionMode):
+    """A context in which layers are made without drawing their first weights, for networks that get others at once."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if getattr(func, "__module__", None) == "torch.nn.init":
+            return kwargs["tensor"] if "tensor" in kwargs else args[0]
+        return func(*args, **kwargs)
 
 
 def fill(
