@@ -42,7 +42,7 @@ def maps_and_masks(
     if len(maps) != len(masks) or len(maps) == 0:
         raise InputError("images", (len(maps), len(masks)), "give as many maps as masks, at least one")
     pairs = []
-    for i, (scores, mask) in enumerate(zip(maps, masks)):
+    for i, (scores, mask) in enumerate(zip(map(torch.as_tensor, maps), map(torch.as_tensor, masks))):
         if scores.shape != mask.shape:
             shapes = (tuple(scores.shape), tuple(mask.shape))
             raise InputError(
@@ -71,7 +71,7 @@ def _host(scores: Tensor) -> np.ndarray:
 
 
 def _truth(mask: Tensor, i: int) -> np.ndarray:
-    given = mask.detach().cpu().numpy() if isinstance(mask, Tensor) else mask
+    given = mask.detach().cpu().numpy()
     if given.dtype == np.bool_:
         return given
     if given.dtype.kind not in "iu":
@@ -84,6 +84,8 @@ def _truth(mask: Tensor, i: int) -> np.ndarray:
 
 def _pooled(scores: Tensor | Sequence[Tensor], targets: Tensor | Sequence[Tensor]) -> tuple[np.ndarray, np.ndarray]:
     """All positive and all negative scores, each sorted."""
+    if isinstance(scores, Tensor) and isinstance(targets, Tensor) and scores.ndim == targets.ndim == 1:
+        scores, targets = scores[None], targets[None]  # one row of scores, not N images of one pixel
     pairs = maps_and_masks(scores, targets, planes=False)
     positive = np.concatenate([s[m] for s, m in pairs], axis=None)
     negative = np.concatenate([s[~m] for s, m in pairs], axis=None)
