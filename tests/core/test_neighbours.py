@@ -114,6 +114,21 @@ def test_few_pairs_are_recomputed(monkeypatch: pytest.MonkeyPatch) -> None:
     assert sum(seen) < 3 * 2000 * 1.5
 
 
+def test_float64_products_come_before_differences(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Clusters that float32 cannot resolve: no tile needs all its differences."""
+    x, y = clusters(300, 1e4, 1e-2, 0), clusters(300, 1e4, 1e-2, 1)
+    radii = kth_nearest(x, 3, way="direct"), kth_nearest(y, 3, way="direct")
+    differences = neighbours._differences
+
+    def pairs_only(a: Tensor, b: Tensor) -> Tensor:
+        assert a.ndim == 3, "a whole tile was recomputed"
+        return differences(a, b)
+
+    monkeypatch.setattr(neighbours, "_differences", pairs_only)
+    assert torch.equal(kth_nearest(x, 3, way="filtered"), radii[0])
+    ball_counts(x, y, x_radii=radii[0], y_radii=radii[1], strict=True, way="filtered")
+
+
 def test_reduced_products_are_not_trusted() -> None:
     """Where float32 products may be taken in bfloat16, the bound would not hold: float64 is used."""
     x = points(300, 8, 0)

@@ -15,6 +15,7 @@ from scoreline.metrics.intervals import (
     metric_interval,
     metric_intervals,
     normal_p,
+    paired,
     paired_difference,
     paired_metric_difference,
 )
@@ -134,6 +135,14 @@ def test_p_values_of_a_normal_difference() -> None:
     assert normal_p(1.959964, 1.0) == pytest.approx(0.05, rel=1e-5)
     assert normal_p(-2 * 1.644854, 2.0) == pytest.approx(0.10, rel=1e-5)
     assert normal_p(0.0, 0.0) == 1
+
+
+def test_p_values_of_a_bootstrap_count_the_measured_difference_too() -> None:
+    draws = 3 + torch.linspace(-1, 1, 9, dtype=torch.float64)  # six of nine lie .5 or more from their mean
+    found = paired(2.5, 2.0, draws, 0.5, "bootstrap", "how")
+    assert (found.value, found.p_value) == (0.5, (1 + 6) / (1 + 9))
+    assert (found.interval.low, found.interval.high) == pytest.approx((0.5 - 0.5, 0.5 + 0.5))
+    assert paired(9.0, 2.0, draws, 0.5, "bootstrap", "how").p_value == 1 / 10
 
 
 def test_bad_input() -> None:

@@ -159,9 +159,6 @@ class _Filter:
         self.unit = largest if largest > 0 else 1.0
         norms = [(length / self.unit).square() for length in raw]
         self.x_norms, self.y_norms = norms[0], norms[-1]
-        # what moving the sets loses, in units: u |x| per difference, and differences are at most 2
-        farthest = max(float(p.abs().amax()) for p in self.sets) * x.shape[1] ** 0.5 + float(self.centre.norm())
-        self.shift = 16 * torch.finfo(torch.float64).eps * farthest / self.unit
         # CPUs and GPUs may be told to multiply float32 in fewer bits; the bound knows nothing of that
         full = torch.get_float32_matmul_precision() == "highest" and not torch.backends.cuda.matmul.allow_tf32
         self.dtypes = [torch.float32, torch.float64] if full else [torch.float64]
@@ -196,7 +193,7 @@ class _Filter:
         d = self.sets[0].shape[1]
         # unit roundoffs: of the products, and of the float64 differences that they are compared with
         g = (d + 32) * (torch.finfo(dtype).eps / 2 + torch.finfo(torch.float64).eps)
-        return g * (own[part] + other.max()) + self.shift + torch.finfo(dtype).tiny * d
+        return g * (own[part] + other.max()) + torch.finfo(dtype).tiny * d
 
 
 def _tiles(n: int, size: int) -> Iterator[slice]:
