@@ -56,11 +56,11 @@ def maps_and_masks(
             mend = "anomaly maps are floating point; convert them with .float()"
             raise InputError(f"map of image {i}", str(scores.dtype).removeprefix("torch."), mend)
         pairs.append((_host(scores), _truth(mask, i)))
-    kinds = {scores.dtype for scores, _ in pairs}
+    kinds = {values.dtype for values, _ in pairs}
     if len(kinds) > 1:
         raise InputError("maps", sorted(map(str, kinds)), "need one type for all images; convert them with .double()")
-    for i, (scores, _) in enumerate(pairs):
-        if not np.isfinite(scores).all():
+    for i, (values, _) in enumerate(pairs):
+        if not np.isfinite(values).all():
             raise InputError(f"map of image {i}", None, "holds NaN or infinity; repair it, or leave the image out")
     return pairs
 
