@@ -79,6 +79,9 @@ def test_the_arms_differ_as_they_say() -> None:
     assert (edge(everything, noise)[..., 0] == -1).all()
     own = Workflow(30, own_seeds=True)
     assert not torch.equal(own(frozenset(), noise), own(frozenset({"prompt"}), noise))
+    other = Workflow(30, drawn=1)
+    assert not torch.equal(other.artwork, Workflow(30).artwork)
+    assert torch.cdist(other.threes.flatten(1), other.artwork.roll(-1, -1).flatten(1)).min() > 0
     plain, scrambled = Workflow(30).artwork, Workflow(30, scrambled=True).artwork
     assert not torch.equal(plain, scrambled)
     assert torch.equal(plain.flatten().sort().values, scrambled.flatten().sort().values)
@@ -107,5 +110,5 @@ def test_the_smoke_run_measures_every_arm_and_stores_nothing() -> None:
     smoke = measure(CLAIM, scale="smoke", quiet=True)
     assert smoke["stored"] == []
     assert {run["arm"] for run in smoke["runs"]} == set(CLAIM.arms)
-    assert len(smoke["findings"]) == 6
+    assert len(smoke["findings"]) == 7
     assert len(CLAIM.seeds) == 5
