@@ -12,8 +12,9 @@ from scoreline.core.errors import InputError
 from scoreline.evaluate.imbalance import CHOSEN_BY, examine, example, study
 from scoreline.metrics.binary_curves import auroc, average_precision, confusion, log_loss
 from scoreline.metrics.binormal import Binormal
+from scoreline.metrics.cell_intervals import cell_intervals
 from scoreline.metrics.imbalance import METRICS, cell_metrics
-from scoreline.metrics.label_noise import annotate
+from scoreline.metrics.label_noise import annotate, corrected_cells
 from scoreline.metrics.threshold_choice import best_threshold
 
 SCORES, TRUTH = Binormal().sample(400, 39_600, seed=0)
@@ -102,6 +103,20 @@ def test_corrected_losses_come_near_those_of_the_truth() -> None:
     assert half == pytest.approx(1.96 * math.sqrt(0.02 * 0.98 / 40_000) / 0.78, rel=0.25)
 
 
+def test_the_spread_of_the_correction_includes_how_many_were_annotated() -> None:
+    labels = annotate(TRUTH, 0.1, 0.004, seed=3)
+    result = examine(SCORES, labels, threshold=3.0, e1=0.1, e0=0.004, resamples=400, seed=7)
+    cells = confusion(SCORES, labels, 3.0)
+    widths = []
+    for stratified in (False, True):
+        interval = cell_intervals(
+            cells, ["recall"], resamples=400, stratified=stratified, seed=7,
+            correct=lambda drawn: corrected_cells(drawn, 0.1, 0.004),
+        )["recall"]  # fmt: skip
+        widths.append([interval.low, interval.high])
+    assert by_name(result)["recall"]["corrected_interval"] == widths[0] != widths[1]
+
+
 def test_values_at_another_prevalence() -> None:
     half = torch.cat([torch.arange(400), 400 + torch.arange(400)])  # rebalanced rows
     result = examine(SCORES[half], TRUTH[half], threshold=2.0, at_prevalence=0.01, resamples=50)
@@ -121,6 +136,14 @@ def test_who_is_trusted_depends_on_the_prevalence(clean: dict[str, Any]) -> None
     half = torch.arange(800)
     even = examine(SCORES[half], TRUTH[half], resamples=50)
     assert {"mcc", "balanced-accuracy", "auroc"} <= set(even["trusted"])
+
+
+def test_fewer_flagged_rows_of_the_same_quality_are_what_misses_mean() -> None:
+    # An answer that ignores the truth: halved, it keeps precision and NPV, and loses recall.
+    labels = torch.tensor([1, 0] * 100)
+    scores = torch.tensor([1.0, 1.0, 0.0, 0.0] * 50)
+    found = by_name(examine(scores, labels, threshold=0.5, resamples=20))
+    assert [found[name]["sees_misses"] for name in ("precision", "npv", "accuracy", "recall")] == [False] * 3 + [True]
 
 
 def test_the_curve_is_short_and_true(clean: dict[str, Any]) -> None:

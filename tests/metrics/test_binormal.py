@@ -70,6 +70,21 @@ def test_without_noise_the_choice_by_f1_loses_no_f1() -> None:
     assert found.cost > 0
 
 
+def test_regret_is_what_the_chosen_threshold_loses_by_hand() -> None:
+    pi, e0 = 0.01, 0.01
+    model, tau = Binormal(), torch.linspace(8, -4, 241, dtype=torch.float64)
+    seen, clean = model.cells(tau, pi, 0.0, e0), model.cells(tau, pi)
+    seen_f1, clean_f1 = (2 * c.tp / (2 * c.tp + c.fp + c.fn) for c in (seen, clean))
+    cost = 100 * clean.fn + clean.fp
+    at = int(seen_f1.argmax())
+    grid = {"prevalences": [pi], "miss_rates": [0.0], "false_rates": [e0]}
+    (found,) = simulate({"f1": "f1"}, models={"good": model}, **grid)
+    assert found.f1 == found.worst_f1 == pytest.approx(float(clean_f1.max() - clean_f1[at]), abs=1e-12)
+    # "all" costs 0.99 here, "none" 1
+    assert found.cost == pytest.approx(float(cost[at] - cost.min()) / 0.99, abs=1e-12)
+    assert found.cost > 0.01
+
+
 def test_mcc_chooses_the_same_whatever_the_noise() -> None:
     clean = simulate({"mcc": "mcc"}, miss_rates=[0.0], false_rates=[0.0])
     noisy = simulate({"mcc": "mcc"}, miss_rates=[0.3], false_rates=[0.01])

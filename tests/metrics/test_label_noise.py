@@ -151,6 +151,9 @@ def test_drawn_labels_have_the_rates_asked_for() -> None:
     assert torch.equal(a, annotate(y, 0.3, 0.02, seed=4))
     assert not torch.equal(a, annotate(y, 0.3, 0.02, seed=5))
     assert torch.equal(annotate(y, 0.0, 0.0), y)
+    # Scores that somebody drew from the same seed say nothing about the errors.
+    theirs = torch.rand(200_000, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
+    assert float(theirs[a ^ y].mean()) == pytest.approx(0.5, abs=0.01)
     assert torch.equal(annotate(y, 1.0, 1.0), ~y)
 
 
