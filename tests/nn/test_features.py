@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from scoreline.core.encoder import Encoder, check_images
 from scoreline.core.errors import InputError
 from scoreline.core.names import lookup
 from scoreline.core.score import Protocol
@@ -63,3 +64,39 @@ def test_features_are_the_preprocessed_images_activations(net: Pixels | DigitsNe
 def test_logits_are_a_tap_of_a_classifier() -> None:
     net, x = DigitsNet(width=4, dim=6), noise(3, 1, 8, 8)
     assert torch.equal(net.activations(x, ["logits"])["logits"], net(x))
+
+
+class Mean(Encoder):
+    """An encoder of the simplest kind: one tap, nothing to prepare, features alone."""
+
+    dim = 1
+
+    @property
+    def protocol(self) -> dict[str, str]:
+        return {"features": "mean"}
+
+    def features(self, x: Tensor) -> Tensor:
+        check_images(x)
+        return x.flatten(1).mean(1, keepdim=True)
+
+
+class Nothing(Encoder):
+    dim = 1
+
+    @property
+    def protocol(self) -> dict[str, str]:
+        return {"features": "nothing"}
+
+
+def test_an_encoder_may_define_features_alone() -> None:
+    net, x = Mean(), noise(3, 1, 4, 4)
+    assert net.tap_names == ("features",)
+    assert torch.equal(net.preprocess(x), x)
+    assert torch.equal(net.activations(net.preprocess(x), ["features"])["features"], net.features(x))
+    assert torch.equal(net(x), net.features(x))
+    with pytest.raises(InputError, match="range"):
+        net.preprocess(x + 1)
+    with pytest.raises(InputError, match="did you mean 'features'"):
+        net.activations(x, ["feature"])
+    with pytest.raises(NotImplementedError, match="neither"):
+        Nothing().features(x)
