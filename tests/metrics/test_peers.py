@@ -1,7 +1,7 @@
 """The same numbers as the other implementations: what they printed for these features, written down.
 
-Features from NumPy's legacy generator, whose stream is fixed for good. Printed by prdc 0.2, pytorch-fid 0.3.0, clean-fid
-0.1.35 (after np.random.seed(2020)) and torch-fidelity 0.4.0, with SciPy 1.17 and NumPy 2, on float64 features.
+Features from NumPy's legacy generator, whose stream is fixed for good. Printed by prdc 0.2, pytorch-fid 0.3.0,
+clean-fid 0.1.35 (after np.random.seed(2020)) and torch-fidelity 0.4.0, with SciPy 1.17 and NumPy 2, in float64.
 """
 
 from __future__ import annotations
