@@ -19,7 +19,7 @@ STATE = {"weight": torch.arange(6.0).view(2, 3), "bias": torch.tensor([1.0, -1.0
 
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    for name in ("SCORELINE_CACHE", "XDG_CACHE_HOME"):
+    for name in ("SCORELINE_CACHE", "XDG_CACHE_HOME", "TORCH_HOME"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
     return tmp_path
@@ -57,7 +57,10 @@ def test_a_missing_file_names_what_to_fetch_and_where_to_put_it(home: Path, monk
     monkeypatch.setenv("XDG_CACHE_HOME", str(home / "xdg"))
     assert pretrained_folders("alexnet")[0] == home / "xdg/scoreline"
     monkeypatch.setenv("SCORELINE_CACHE", str(home / "own"))
-    assert pretrained_folders("alexnet") == [home / "own", home / ".cache/torch/hub/checkpoints"]
+    assert pretrained_folders("alexnet") == [home / "own", home / "xdg/torch/hub/checkpoints"]
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    assert pretrained_folders("alexnet")[1] == home / ".cache/torch/hub/checkpoints"
+    assert pretrained_folders("clip-merges")[1] == home / ".cache/clip"
     with pytest.raises(ArtefactError, match=r"elsewhere\.pth"):
         find_pretrained("alexnet", home / "elsewhere.pth")
     with pytest.raises(InputError, match="did you mean 'alexnet'"):

@@ -43,14 +43,14 @@ class Pretrained:
         url: where its publishers offer it.
         sha256: its checksum, hex, or None where none is publicly documented.
         source: who gives that checksum.
-        folder: the folder in which the publishers' own loader keeps it, below the user's home.
+        folder: the folder in which the publishers' own loader keeps it, below the user's home; None: torch.hub's.
     """
 
     file: str
     url: str
     sha256: str | None
     source: str
-    folder: str = ".cache/torch/hub/checkpoints"
+    folder: str | None = None
 
 
 _LIN = "https://github.com/richzhang/PerceptualSimilarity/raw/master/lpips/weights/v0.1"
@@ -134,7 +134,8 @@ def pretrained_folders(name: str) -> list[Path]:
     """
     cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     own = Path(os.environ.get("SCORELINE_CACHE") or Path(cache) / "scoreline")
-    return [own, Path.home() / PRETRAINED[name].folder]
+    folder = PRETRAINED[name].folder
+    return [own, Path(torch.hub.get_dir()) / "checkpoints" if folder is None else Path.home() / folder]
 
 
 def find_pretrained(name: str, path: str | os.PathLike[str] | None = None) -> Path:
