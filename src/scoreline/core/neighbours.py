@@ -29,7 +29,7 @@ Way = Literal["auto", "direct", "filtered"]
 WAYS = ("auto", "direct", "filtered")
 
 # Below so many multiplications filtering costs more than it saves.
-_DIRECT_LIMIT = 2e8
+_DIRECT_LIMIT = 2e6
 _TILE = 1024
 _EXACT_BYTES = 2**25
 
