@@ -107,7 +107,7 @@ SYSTEMS = (
     System("25", "DPM-Solver-v3", "dpm-solver-v3", "2310.13268", 10, "scoreline.samplers.dpm_solver_v3"),
     System("26", "Time-Shift Sampler", "time-shift", "2305.15583", 10, "scoreline.guidance.time_shift"),
     System("27", "Metrics under imbalance", "imbalanced-metrics", "2208.11904", 10, "scoreline.metrics.imbalance"),
-    System("28", "AUPIMO", "aupimo", "2401.01984", 10, "scoreline.metrics.aupimo"),
+    System("28", "AUPIMO", "aupimo", "2401.01984", 10, "scoreline.metrics.aupimo", ("scoreline.metrics.pixel_curves",)),
     System("29", "Inception-v4", "inception-v4", "1602.07261", 8, "scoreline.nn.inception_v4"),
     System("30", "MSD", "msd", "2410.23274", 8, "scoreline.fewstep.msd"),
     System("31", "SlimFlow", "slimflow", "2407.12718", 10, "scoreline.fewstep.slimflow"),

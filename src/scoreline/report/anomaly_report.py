@@ -9,7 +9,6 @@ import csv
 import io
 import re
 from collections.abc import Mapping, Sequence
-from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +19,7 @@ from scoreline.core.errors import InputError
 from scoreline.core.files import atomic_path, write_json
 from scoreline.evaluate.anomaly import FORMAT, Exhibit, ModelCurves
 from scoreline.report.numbers import MISSING, human_number
+from scoreline.report.page import rendered
 from scoreline.report.plots import COLOURS, INK, MUTED, PAPER, RULE, drawing, themed_svg
 
 if TYPE_CHECKING:
@@ -243,26 +243,24 @@ def exhibit_picture(exhibit: Exhibit, picture: np.ndarray | None = None) -> Imag
 
 
 def _page(results: Mapping[str, Any], figures: Mapping[str, Figure], shown: Mapping[str, list[dict[str, Any]]]) -> str:
-    from jinja2 import Environment, StrictUndefined
     from markupsafe import Markup
 
-    text = resources.files("scoreline.report").joinpath("anomaly.html").read_text(encoding="utf-8")
-    template = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     comparison = results["comparison"]
-    return template.from_string(text).render(
-        results=results,
-        headline=headline(results),
-        titles=[*SCORES.values(), "median image"],
-        rows=_rows(results),
-        svg={name: Markup(themed_svg(figure)) for name, figure in figures.items()},
-        shown=shown,
-        pairs=[]
+    values = {
+        "results": results,
+        "headline": headline(results),
+        "titles": [*SCORES.values(), "median image"],
+        "rows": _rows(results),
+        "svg": {name: Markup(themed_svg(figure)) for name, figure in figures.items()},
+        "shown": shown,
+        "pairs": []
         if comparison is None
         else list(zip(comparison["models"], comparison["merit"], comparison["confidence"])),
-        number=human_number,
-        missing=MISSING,
-        csv=base64.b64encode(anomaly_csv(results).encode("utf-8", "replace")).decode(),
-    )
+        "number": human_number,
+        "missing": MISSING,
+        "csv": base64.b64encode(anomaly_csv(results).encode("utf-8", "replace")).decode(),
+    }
+    return rendered("anomaly.html", values)
 
 
 def headline(results: Mapping[str, Any]) -> str:

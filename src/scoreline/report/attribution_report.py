@@ -10,13 +10,13 @@ import base64
 import csv
 import io
 from collections.abc import Mapping, Sequence
-from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from scoreline.core.errors import InputError
 from scoreline.core.files import atomic_path
 from scoreline.report.numbers import human_count, human_number, human_seconds
+from scoreline.report.page import rendered
 from scoreline.report.plots import COLOURS, INK, MUTED, PAPER, RULE, drawing, themed_svg
 
 if TYPE_CHECKING:
@@ -184,11 +184,8 @@ def contribution_figure(attribution: Mapping[str, Any], *, title: bool = True) -
 
 
 def _page(results: dict[str, Any], folder: Path, table: str) -> str:
-    from jinja2 import Environment, StrictUndefined
     from markupsafe import Markup
 
-    text = resources.files("scoreline.report").joinpath("attribution.html").read_text(encoding="utf-8")
-    template = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     main = results["attributions"][0]
     headline, *further = sentences(results)
     panels = [
@@ -204,21 +201,22 @@ def _page(results: dict[str, Any], folder: Path, table: str) -> str:
         for attribution in results["attributions"]
     ]
     warnings = list(dict.fromkeys(note for a in results["attributions"] for note in a["warnings"]))
-    return template.from_string(text).render(
-        results=results,
-        headline=headline,
-        further=further,
-        meaning=main["meaning"],
-        warnings=warnings,
-        components=main["components"],
-        panels=panels,
-        titles=[_title(attribution["name"]) for attribution in results["attributions"]],
-        coalitions=_coalitions(results, folder),
-        hidden=max(0, len(main["coalitions"]) - _SHOWN),
-        artwork=_picture(folder, results["artwork"]["picture"]),
-        facts=_facts(results),
-        csv=base64.b64encode(table.encode()).decode(),
-    )
+    values = {
+        "results": results,
+        "headline": headline,
+        "further": further,
+        "meaning": main["meaning"],
+        "warnings": warnings,
+        "components": main["components"],
+        "panels": panels,
+        "titles": [_title(attribution["name"]) for attribution in results["attributions"]],
+        "coalitions": _coalitions(results, folder),
+        "hidden": max(0, len(main["coalitions"]) - _SHOWN),
+        "artwork": _picture(folder, results["artwork"]["picture"]),
+        "facts": _facts(results),
+        "csv": base64.b64encode(table.encode()).decode(),
+    }
+    return rendered("attribution.html", values)
 
 
 def _coalitions(results: Mapping[str, Any], folder: Path) -> list[dict[str, Any]]:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import base64
 import re
 from datetime import datetime
-from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +17,7 @@ from scoreline.core.errors import InputError
 from scoreline.core.files import atomic_path
 from scoreline.report.answer import answer, blur_warning, interval, main_score, marks, mean
 from scoreline.report.numbers import MISSING, finite, human_bytes, human_count, human_number, human_seconds
+from scoreline.report.page import rendered
 from scoreline.report.plots import Level, Panel, Series, curve_figure, swatch_svg, themed_svg
 from scoreline.report.tables import csv_text, evaluations, series_names
 
@@ -92,35 +92,32 @@ def _panel(results: dict[str, Any], score: str, names: list[str]) -> Panel:
 
 
 def _page(results: dict[str, Any], folder: Path, names: list[str], panels: list[Panel], table: str) -> str:
-    from jinja2 import Environment, StrictUndefined
-
     series = list(dict.fromkeys(names))
     budgets = sorted({arm["budget"] for arm in results["arms"]})
-    text = resources.files("scoreline.report").joinpath("compare.html").read_text(encoding="utf-8")
-    template = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     headline, *further = answer(results, names)
-    return template.from_string(text).render(
-        results=results,
-        created=_date(results.get("created")),
-        headline=headline,
-        further=further,
-        blur=blur_warning(results),
-        series=series,
-        swatches=[_symbol(style) for style in range(len(series))],
-        curves=[_curve(score, results, panel) for score, panel in zip(results["scores"], panels)],
-        rows=_rows(results, names, series),
-        budgets=budgets,
-        given=_given(results, folder, len(budgets)),
-        grids=_grids(results, folder, names, budgets),
-        facts=_facts(results),
-        protocols=[
+    values = {
+        "results": results,
+        "created": _date(results.get("created")),
+        "headline": headline,
+        "further": further,
+        "blur": blur_warning(results),
+        "series": series,
+        "swatches": [_symbol(style) for style in range(len(series))],
+        "curves": [_curve(score, results, panel) for score, panel in zip(results["scores"], panels)],
+        "rows": _rows(results, names, series),
+        "budgets": budgets,
+        "given": _given(results, folder, len(budgets)),
+        "grids": _grids(results, folder, names, budgets),
+        "facts": _facts(results),
+        "protocols": [
             (results["scores"].get(score, {}).get("title", score), _set_fields(fields))
             for score, fields in (results.get("protocol") or {}).items()
         ],
-        csv=base64.b64encode(table.encode()).decode(),
-        count=human_count,
-        main_title=results["scores"][score]["title"] if (score := main_score(results)) else "",
-    )
+        "csv": base64.b64encode(table.encode()).decode(),
+        "count": human_count,
+        "main_title": results["scores"][score]["title"] if (score := main_score(results)) else "",
+    }
+    return rendered("compare.html", values)
 
 
 def _symbol(style: int) -> Markup:
