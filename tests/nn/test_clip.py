@@ -149,7 +149,7 @@ def test_the_published_sizes() -> None:
         defaults = CLIPImageEncoder(), CLIPTextEncoder()
         named = CLIPImageEncoder(**CLIP_MODELS["clip-vit-l-14-336"][0])
     assert [v.shape for v in defaults[0].state_dict().values()] == [v.shape for v in named.state_dict().values()]
-    assert (defaults[0].dim, defaults[0].preprocess.size, defaults[0].preprocess.crop) == (768, 336, True)
+    assert (defaults[0].dim, defaults[0].preprocess.size, defaults[0].preprocess.crop) == (768, 336, "before")
     assert sum(p.numel() for p in defaults[1].parameters()) == 123_650_304
 
 
@@ -187,11 +187,13 @@ def test_loading_protocol_and_precision(small: None, tmp_path: Path, monkeypatch
     net = CLIPImageEncoder.load(model="clip-vit-b-32")
     protocol = Protocol(metric="cmmd", **net.protocol)
     assert (protocol.features, protocol.tap, protocol.weights) == ("clip-vit-b-32", "embedding", digest)
-    assert protocol.resize == "centre-crop, pil-bicubic 12"
+    assert protocol.resize == "pil-bicubic 12, centre-crop before"
     x = torch.rand(2, 3, 30, 17) * 2 - 1
     assert net.features(x).shape == (2, 10)
     assert torch.equal(net.features(x[..., :17]), net.features(x[..., :17].clone()))
-    torch.testing.assert_close(net.features(x), net.features(x[:, :, 6:23]))  # the centre square, nothing else
+    torch.testing.assert_close(
+        net.features(x), net.features(x[:, :, 6:23])
+    )  # (30 - 17) / 2 = 6.5, to even: the centre square, nothing else
     half = net.fast(dtype=torch.bfloat16)
     assert half.protocol["precision"] == "bfloat16"
     assert half.features(x).dtype == torch.float32

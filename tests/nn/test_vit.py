@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from scoreline.core.errors import InputError
-from scoreline.nn.vit import Block, PatchInput, fast_copy, quick_gelu
+from scoreline.nn.vit import PATCH_RESIZES, Block, PatchInput, fast_copy, quick_gelu
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)
 
@@ -104,13 +104,35 @@ def test_input_is_pillows_bicubic_on_uint8() -> None:
     torch.testing.assert_close(PatchInput(16, MEAN, STD)(as_images(levels)), normalised(expected))
 
 
-def test_input_crops_the_centre_square_before_it_resizes() -> None:
-    levels = picture(31, 20)
-    square = Image.fromarray(levels).crop((0, 5, 20, 25))
-    expected = np.asarray(square.resize((16, 16), Image.Resampling.BICUBIC))
-    given = PatchInput(16, MEAN, STD, crop=True)
-    torch.testing.assert_close(given(as_images(levels)), normalised(expected))
-    assert given.name == "centre-crop, pil-bicubic 16"
+@pytest.mark.parametrize("resize", PATCH_RESIZES)
+def test_input_crops_the_centre_square_before_or_after_it_resizes(resize: str) -> None:
+    levels = picture(29, 20)
+
+    def resized(part: np.ndarray, width: int, height: int) -> np.ndarray:
+        if resize == "pil-bicubic":
+            return np.asarray(Image.fromarray(part).resize((width, height), Image.Resampling.BICUBIC))
+        channels = [Image.fromarray(part[..., c].astype(np.float32)).resize((width, height), 3) for c in range(3)]
+        return np.stack([np.asarray(c).clip(0, 255) for c in channels], 2)
+
+    def given(crop: str, x: np.ndarray) -> Tensor:
+        return PatchInput(16, MEAN, STD, crop=crop, resize=resize)(as_images(x))
+
+    tolerance = {"rtol": 1e-5, "atol": 1e-5}
+    torch.testing.assert_close(given("before", levels), normalised(resized(levels[4:24], 16, 16)), **tolerance)
+    # the shorter side becomes 16, the longer 29 x 16 / 20 = 23.2, cut to 23; of the 3.5 above, 4 go
+    torch.testing.assert_close(given("after", levels), normalised(resized(levels, 16, 23)[4:20]), **tolerance)
+    sideways = levels.transpose(1, 0, 2).copy()
+    torch.testing.assert_close(given("after", sideways), normalised(resized(sideways, 23, 16)[:, 4:20]), **tolerance)
+    torch.testing.assert_close(given("before", sideways), normalised(resized(sideways[:, 4:24], 16, 16)), **tolerance)
+    torch.testing.assert_close(given("none", levels), normalised(resized(levels, 16, 16)), **tolerance)
+    square = picture(20, 20)
+    assert torch.equal(given("before", square), given("after", square))
+
+
+def test_input_is_named_and_travels_light() -> None:
+    given = PatchInput(16, MEAN, STD, crop="after")
+    assert given.name == "pil-bicubic 16, centre-crop after"
+    assert PatchInput(16, MEAN, STD, resize="clean").name == "clean 16"
     assert len(pickle.dumps(given)) < 1000
 
 
@@ -126,7 +148,12 @@ def test_clean_input_is_not_rounded() -> None:
 def test_input_refuses_bad_names_and_images() -> None:
     with pytest.raises(InputError, match="'clean'"):
         PatchInput(16, MEAN, STD, resize="cleen")
+    with pytest.raises(InputError, match="'before'"):
+        PatchInput(16, MEAN, STD, crop="bfore")
     with pytest.raises(InputError, match="uint8-round"):
         PatchInput(16, MEAN, STD, quantisation="round")
+    with pytest.raises(InputError, match="uint8 pictures"):
+        PatchInput(16, MEAN, STD, quantisation="none")
+    PatchInput(16, MEAN, STD, resize="clean", quantisation="none")
     with pytest.raises(InputError, match="channels"):
         PatchInput(16, MEAN, STD)(torch.zeros(1, 1, 4, 4))

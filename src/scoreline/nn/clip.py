@@ -47,14 +47,14 @@ def _heads(width: int, heads: int | None) -> int:
 class CLIPImageEncoder(Encoder):
     """CLIP's image tower: images in [-1, 1] to embeddings of the space that texts share, not normalised.
 
-    Quantise to uint8, centre square, Pillow bicubic, CLIP's mean and std (CMMD's order: first the square, then its
-    size), network. Always in eval mode, frozen.
+    Quantise to uint8, centre square and Pillow bicubic, CLIP's mean and std, network. Always in eval mode, frozen.
 
     Args:
         width: channels of a token. depth: blocks. heads: attention heads, None for width / 64.
         patch: pixels of a patch's side. size: pixels of the input's side, a multiple of `patch`.
         dim: length of an embedding.
-        resize: "pil-bicubic" or "clean", see `scoreline.nn.vit.PatchInput`.
+        resize: "pil-bicubic" or "clean"; crop: "before" resizing (CMMD) or "after" it (CLIP's own, so CLIP scores); see
+            `scoreline.nn.vit.PatchInput`.
         quantisation: "uint8-round", "uint8-truncate" or "none".
 
     The defaults are ViT-L/14 at 336. Untrained as constructed; :meth:`load` reads published weights.
@@ -75,13 +75,14 @@ class CLIPImageEncoder(Encoder):
         size: int = 336,
         dim: int = 768,
         resize: str = "pil-bicubic",
+        crop: str = "before",
         quantisation: str = "uint8-round",
     ) -> None:
         super().__init__()
         if size < patch or size % patch:
             raise InputError("size", size, f"must be a multiple of the patch, {patch}")
         self.dim, self.name, self.weights_sha256 = dim, "clip-vit-l-14-336", ""
-        self._input = PatchInput(size, MEAN, STD, crop=True, resize=resize, quantisation=quantisation)
+        self._input = PatchInput(size, MEAN, STD, crop=crop, resize=resize, quantisation=quantisation)
         heads = _heads(width, heads)
         self.conv1 = nn.Conv2d(3, width, patch, stride=patch, bias=False)
         self.class_embedding = nn.Parameter(width**-0.5 * torch.randn(width))
@@ -130,6 +131,7 @@ class CLIPImageEncoder(Encoder):
         *,
         model: str = "clip-vit-l-14-336",
         resize: str = "pil-bicubic",
+        crop: str = "before",
         quantisation: str = "uint8-round",
         trusted: bool = False,
     ) -> CLIPImageEncoder:
@@ -139,7 +141,7 @@ class CLIPImageEncoder(Encoder):
             path: OpenAI's .pt, or a .safetensors file with OpenAI's or transformers' names; None searches for the
                 former (`scoreline.nn.pretrained.pretrained_folders`).
             model: of `CLIP_MODELS`.
-            resize, quantisation: as for the class.
+            resize, crop, quantisation: as for the class.
             trusted: read another file than .safetensors whose SHA-256 is not the known one.
 
         Raises:
@@ -147,7 +149,7 @@ class CLIPImageEncoder(Encoder):
             ArtefactError: no such file, an unknown checksum, an unreadable file, or tensors that do not fit.
         """
         with Unfilled():
-            net = cls(**_sizes(model)[0], resize=resize, quantisation=quantisation)
+            net = cls(**_sizes(model)[0], resize=resize, crop=crop, quantisation=quantisation)
         state, file, digest = _read(model, path, trusted)
         fill(net, state, file, rename=lambda name: name.removeprefix("visual.") if name.startswith("visual.") else None)
         net.name, net.weights_sha256 = model, digest

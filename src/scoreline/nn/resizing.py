@@ -58,18 +58,20 @@ def resize_pytorch(levels: Tensor, size: int = 299) -> Tensor:
     return F.interpolate(levels, size=(size, size), mode="bilinear", align_corners=False)
 
 
-def resize_clean(levels: Tensor, size: int = 299) -> Tensor:
+def resize_clean(levels: Tensor, size: int | tuple[int, int] = 299) -> Tensor:
     """Pillow's bicubic on each float32 channel, antialiased, clipped to [0, 255], not rounded (clean-fid).
 
-    On the CPU, image by image; gradients do not pass.
+    On the CPU, image by image; gradients do not pass. A size of two numbers is (H, W).
     """
     import numpy as np
     from PIL import Image
 
+    height, width = (size, size) if isinstance(size, int) else size
+
     planes = levels.detach().to("cpu", torch.float32).flatten(0, 1).numpy()
-    resized = [np.asarray(Image.fromarray(plane).resize((size, size), Image.Resampling.BICUBIC)) for plane in planes]
+    resized = [np.asarray(Image.fromarray(plane).resize((width, height), Image.Resampling.BICUBIC)) for plane in planes]
     out = torch.from_numpy(np.stack(resized)).clamp(0, 255)
-    return out.view(*levels.shape[:2], size, size).to(levels)
+    return out.view(*levels.shape[:2], height, width).to(levels)
 
 
 def resize_antialias(levels: Tensor, size: int = 299) -> Tensor:

@@ -21,11 +21,12 @@ from scoreline.core.errors import InputError, unknown_name
 from scoreline.nn.blocks import attend
 from scoreline.nn.resizing import resize_clean
 
-__all__ = ["PATCH_RESIZES", "Block", "LayerScale", "PatchInput", "fast_copy", "quick_gelu"]
+__all__ = ["CROPS", "PATCH_RESIZES", "Block", "LayerScale", "PatchInput", "fast_copy", "quick_gelu"]
 
 N = TypeVar("N", bound=nn.Module)
 
 PATCH_RESIZES = ("pil-bicubic", "clean")
+CROPS = ("none", "before", "after")
 
 
 def quick_gelu(x: Tensor) -> Tensor:
@@ -121,36 +122,41 @@ def fast_copy(net: N, compile: bool, dtype: torch.dtype | None) -> N:
 class PatchInput:
     """Images in [-1, 1] to the normalised square input of a vision transformer.
 
-    Quantise to uint8 levels, crop the centre square where asked, resize with Pillow's antialiased bicubic filter, then
-    (u / 255 - mean) / std a channel. On the CPU, image by image; gradients do not pass.
+    Quantise to uint8 levels, resize with Pillow's antialiased bicubic filter, take the centre square before or after
+    that, then (u / 255 - mean) / std a channel. On the CPU, image by image; gradients do not pass.
 
     Args:
         size: pixels of a side.
         mean, std: of the channels, for images in [0, 1].
-        crop: take the centre square first; else a picture that is no square is squeezed.
+        crop: "before" takes the centre square, then resizes it (CMMD); "after" resizes the shorter side, then takes the
+            centre square (OpenAI's CLIP); "none" squeezes a picture that is no square. Squares are alike in all three.
         resize: "pil-bicubic" resizes and rounds uint8 pictures as Pillow does; "clean" resizes floats and rounds not.
         quantisation: see `scoreline.core.encoder.quantise`.
 
     Raises:
-        InputError: an unknown resizing rule.
+        InputError: an unknown rule.
     """
 
     size: int
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
-    crop: bool = False
+    crop: str = "none"
     resize: str = "pil-bicubic"
     quantisation: str = "uint8-round"
 
     def __post_init__(self) -> None:
-        if self.resize not in PATCH_RESIZES:
-            raise unknown_name("resize", self.resize, PATCH_RESIZES)
-        quantise(torch.zeros(()), self.quantisation)
+        for kind, value, known in (("resize", self.resize, PATCH_RESIZES), ("crop", self.crop, CROPS)):
+            if value not in known:
+                raise unknown_name(kind, value, known)
+        quantise(torch.zeros(()), self.quantisation)  # refuses an unknown one
+        if self.resize == "pil-bicubic" and self.quantisation == "none":
+            raise InputError("quantisation", "none", "pil-bicubic resizes uint8 pictures; take resize clean for floats")
 
     @property
     def name(self) -> str:
         """What a protocol says of it."""
-        return f"{'centre-crop, ' if self.crop else ''}{self.resize} {self.size}"
+        crop = "" if self.crop == "none" else f", centre-crop {self.crop}"
+        return f"{self.resize} {self.size}{crop}"
 
     def __call__(self, x: Tensor) -> Tensor:
         """Images (N, 3, H, W) in [-1, 1] to (N, 3, size, size).
@@ -159,21 +165,27 @@ class PatchInput:
             InputError: images of the wrong shape, dtype or range.
         """
         check_images(x, channels=3)
-        levels = quantise(x, self.quantisation)
-        if self.crop:
-            height, width = levels.shape[2:]
-            side = min(height, width)
-            top, left = (height - side) // 2, (width - side) // 2
+        levels, size = quantise(x, self.quantisation), (self.size, self.size)
+        if self.crop == "before":
+            side = min(levels.shape[2:])
+            top, left = ((length - side) // 2 for length in levels.shape[2:])
             levels = levels[:, :, top : top + side, left : left + side]
-        u = resize_clean(levels, self.size) if self.resize == "clean" else _resize_uint8(levels, self.size)
+        elif self.crop == "after":
+            height, width = levels.shape[2:]
+            short = min(height, width)
+            size = self.size * height // short, self.size * width // short
+        u = resize_clean(levels, size) if self.resize == "clean" else _resize_uint8(levels, size)
+        if self.crop == "after":  # half a pixel rounds to even here, as in torchvision, and down above, as in CMMD
+            top, left = (round((length - self.size) / 2) for length in size)
+            u = u[:, :, top : top + self.size, left : left + self.size]
         mean, std = (torch.tensor(v, dtype=u.dtype, device=u.device).view(3, 1, 1) for v in (self.mean, self.std))
         return (u / 255 - mean) / std
 
 
-def _resize_uint8(levels: Tensor, size: int) -> Tensor:
-    """Pillow's bicubic on uint8 RGB pictures."""
+def _resize_uint8(levels: Tensor, size: tuple[int, int]) -> Tensor:
+    """Pillow's bicubic on uint8 RGB pictures; size is (H, W)."""
     from PIL import Image
 
     pictures = levels.detach().round().to("cpu", torch.uint8).permute(0, 2, 3, 1).numpy()
-    out = [np.asarray(Image.fromarray(p).resize((size, size), Image.Resampling.BICUBIC)) for p in pictures]
+    out = [np.asarray(Image.fromarray(p).resize(size[::-1], Image.Resampling.BICUBIC)) for p in pictures]
     return torch.from_numpy(np.stack(out)).permute(0, 3, 1, 2).to(levels)
