@@ -253,8 +253,8 @@ def photographs(count: int, weights: Path | None) -> tuple[dict[str, Table], str
 
     first, second = tiles(count, 1), tiles(count, 2)
     base, other = (shrunk(levels, "bicubic, antialiased") for levels in (first, second))
-    reference = of_inception(base)
-    floor, pixel_floor = distance(reference, of_inception(other)), distance(base.flatten(1), other.flatten(1))
+    reference, independent = of_inception(base), of_inception(other)
+    floor, pixel_floor = distance(reference, independent), distance(base.flatten(1), other.flatten(1))
     results: dict[str, Table] = {}
 
     def moved(x: Tensor) -> list[float]:
@@ -272,7 +272,7 @@ def photographs(count: int, weights: Path | None) -> tuple[dict[str, Table], str
 
     rows = []
     for rule in RESIZES:
-        own, others = (of_inception(x, rule) for x in (base, other))
+        own, others = (reference, independent) if rule == "tf1" else (of_inception(x, rule) for x in (base, other))
         rows.append([rule, distance(reference, own) / floor, distance(own, others) / floor])
     results["resize"] = table(["rule to 299 pixels", "same images, tf1 against it", "two sets, both by it"], rows)
     name = "Inception-2015" if weights else "randomly initialised Inception-2015 (seed 0)"
