@@ -142,6 +142,16 @@ def test_reduced_products_are_not_trusted() -> None:
         torch.set_float32_matmul_precision(before)
 
 
+def test_settings_that_torch_does_not_tell_are_not_trusted(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse() -> str:
+        raise RuntimeError("mix of the legacy and new APIs")
+
+    x = points(30, 3, 0)
+    assert neighbours._Filter(x, x).dtypes == [torch.float32, torch.float64]
+    monkeypatch.setattr(torch, "get_float32_matmul_precision", refuse)
+    assert neighbours._Filter(x, x).dtypes == [torch.float64]
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("kind", ["normal", "many dimensions", "far from zero", "tight clusters", "one outlier"])
 def test_the_bound_holds(kind: str, dtype: torch.dtype) -> None:

@@ -159,9 +159,7 @@ class _Filter:
         self.unit = largest if largest > 0 else 1.0
         norms = [(length / self.unit).square() for length in raw]
         self.x_norms, self.y_norms = norms[0], norms[-1]
-        # CPUs and GPUs may be told to multiply float32 in fewer bits; the bound knows nothing of that
-        full = torch.get_float32_matmul_precision() == "highest" and not torch.backends.cuda.matmul.allow_tf32
-        self.dtypes = [torch.float32, torch.float64] if full else [torch.float64]
+        self.dtypes = [torch.float32, torch.float64] if _full_float32() else [torch.float64]
         self._cast: dict[tuple[int, torch.dtype], Tensor] = {}
 
     def _moved(self, rows: Tensor) -> Tensor:
@@ -194,6 +192,14 @@ class _Filter:
         # unit roundoffs: of the products, and of the float64 differences that they are compared with
         g = (d + 32) * (torch.finfo(dtype).eps / 2 + torch.finfo(torch.float64).eps)
         return g * (own[part] + other.max()) + torch.finfo(dtype).tiny * d
+
+
+def _full_float32() -> bool:
+    """Whether float32 products keep float32's bits; CPUs and GPUs may be told otherwise, which the bound ignores."""
+    try:
+        return torch.get_float32_matmul_precision() == "highest" and not torch.backends.cuda.matmul.allow_tf32
+    except RuntimeError:  # torch gives no answer where its older and newer settings were mixed
+        return False
 
 
 def _tiles(n: int, size: int) -> Iterator[slice]:
