@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from scoreline.core.errors import InputError, unknown_name
+from scoreline.metrics import binary_curves
 
 __all__ = ["CONVENTIONS", "Convention", "aupr", "aupro", "auroc", "image_auroc", "maps_and_masks"]
 
@@ -82,18 +83,17 @@ def _truth(mask: Tensor, i: int) -> np.ndarray:
     return given.astype(bool)
 
 
-def _pooled(scores: Tensor | Sequence[Tensor], targets: Tensor | Sequence[Tensor]) -> tuple[np.ndarray, np.ndarray]:
-    """All positive and all negative scores, each sorted."""
+def _pooled(scores: Tensor | Sequence[Tensor], targets: Tensor | Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Scores and targets of all elements."""
     if isinstance(scores, Tensor) and isinstance(targets, Tensor) and scores.ndim == targets.ndim == 1:
         scores, targets = scores[None], targets[None]  # one row of scores, not N images of one pixel
     pairs = maps_and_masks(scores, targets, planes=False)
-    positive = np.concatenate([s[m] for s, m in pairs], axis=None)
-    negative = np.concatenate([s[~m] for s, m in pairs], axis=None)
-    if positive.size == 0 or negative.size == 0:
-        raise InputError("targets", (positive.size, negative.size), "need at least one positive and one negative")
-    positive.sort()
-    negative.sort()
-    return positive, negative
+    pooled = np.concatenate([s for s, _ in pairs], axis=None)
+    truth = np.concatenate([m for _, m in pairs], axis=None)
+    positive = int(truth.sum())
+    if positive in (0, truth.size):
+        raise InputError("targets", (positive, truth.size - positive), "need at least one positive and one negative")
+    return torch.from_numpy(pooled), torch.from_numpy(truth)
 
 
 def auroc(scores: Tensor | Sequence[Tensor], targets: Tensor | Sequence[Tensor]) -> float:
@@ -114,10 +114,7 @@ def auroc(scores: Tensor | Sequence[Tensor], targets: Tensor | Sequence[Tensor])
     >>> auroc(torch.tensor([0.1, 0.4, 0.4, 0.8]), torch.tensor([0, 0, 1, 1]))
     0.875
     """
-    positive, negative = _pooled(scores, targets)
-    below = np.searchsorted(negative, positive, side="left").sum(dtype=np.int64)
-    not_above = np.searchsorted(negative, positive, side="right").sum(dtype=np.int64)
-    return (int(below) + int(not_above)) / (2 * positive.size * negative.size)
+    return binary_curves.auroc(*_pooled(scores, targets))
 
 
 def aupr(scores: Tensor | Sequence[Tensor], targets: Tensor | Sequence[Tensor]) -> float:
@@ -132,11 +129,7 @@ def aupr(scores: Tensor | Sequence[Tensor], targets: Tensor | Sequence[Tensor]) 
     Raises:
         InputError: as for :func:`auroc`.
     """
-    positive, negative = _pooled(scores, targets)
-    levels, counts = np.unique(positive, return_counts=True)
-    true = positive.size - np.searchsorted(positive, levels, side="left")
-    false = negative.size - np.searchsorted(negative, levels, side="left")
-    return float((counts / positive.size * (true / (true + false))).sum())
+    return binary_curves.average_precision(*_pooled(scores, targets))
 
 
 def image_auroc(maps: Tensor | Sequence[Tensor], masks: Tensor | Sequence[Tensor]) -> float:
