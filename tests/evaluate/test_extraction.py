@@ -18,7 +18,7 @@ from scoreline.core.errors import ArtefactError, InputError
 from scoreline.core.moments import Moments
 from scoreline.data import load_images
 from scoreline.evaluate import extraction
-from scoreline.evaluate.extraction import Network, Taken, extract, locked, sampled_rows, take_features, work_key
+from scoreline.evaluate.extraction import Network, Taken, extract, sampled_rows, take_features, work_folder, work_key
 from scoreline.evaluate.processes import Processes
 from scoreline.evaluate.protocols import digits_net
 from scoreline.evaluate.rows import FeatureFile
@@ -167,14 +167,21 @@ def test_a_broken_picture_is_named_in_one_line(tmp_path: Path, workers: int) -> 
     assert "\n" not in str(caught.value)
 
 
-def test_a_work_folder_is_used_by_one_run_at_a_time(tmp_path: Path) -> None:
-    def second() -> None:
-        with locked(tmp_path):
-            os._exit(0)
+def test_a_work_folder_is_used_by_one_run_at_a_time_and_taken_up_after_a_kill(tmp_path: Path) -> None:
+    def used() -> str:
+        with work_folder(tmp_path, "key") as folder:
+            return folder.name
 
-    with locked(tmp_path):
-        assert os.WEXITSTATUS(in_a_child(second)) == 3
-    assert os.WEXITSTATUS(in_a_child(second)) == 0
+    def killed() -> None:
+        with work_folder(tmp_path, "key") as folder:
+            (folder / "left").touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    assert os.WTERMSIG(in_a_child(killed)) == signal.SIGKILL
+    with work_folder(tmp_path, "key") as folder:
+        assert (folder / "left").exists()
+        assert (folder.name, used(), used()) == ("key", "key-1", "key-1")
+    assert used() == "key"
 
 
 def test_a_damaged_work_file_is_named(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from safetensors import SafetensorError
@@ -31,7 +31,7 @@ from scoreline.data.images import Images
 from scoreline.evaluate.processes import Processes
 from scoreline.evaluate.rows import FeatureFile
 
-__all__ = ["CHUNK", "SAMPLE", "Network", "Taken", "extract", "locked", "sampled_rows", "take_features", "work_key"]
+__all__ = ["CHUNK", "SAMPLE", "Network", "Taken", "extract", "sampled_rows", "take_features", "work_folder", "work_key"]
 
 CHUNK = 512
 SAMPLE = 4096
@@ -104,24 +104,40 @@ def work_key(images: str, networks: Sequence[Network], batch_size: int) -> str:
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Keep a second run out of a work folder while the first one lives; a killed one leaves no lock behind.
+def work_folder(base: Path, key: str) -> Iterator[Path]:
+    """A folder for this work that no other living run uses: what a killed one left is taken up, a busy one is not.
+
+    Args:
+        base: where work folders lie.
+        key: name of the work; a second run of it beside the first gets the name with a number.
 
     Raises:
-        ArtefactError: another process works in it.
+        ArtefactError: a hundred runs of the same work are under way.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / "lock", "w") as file:
-        try:
-            import fcntl
+    for number in range(100):
+        folder = base / (f"{key}-{number}" if number else key)
+        folder.mkdir(parents=True, exist_ok=True)
+        with open(folder / "lock", "w") as file:
+            if not _lock(file):
+                continue
+            with suppress(FileNotFoundError):
+                # A run that ended between opening and locking took its file away.
+                if os.path.samestat(os.fstat(file.fileno()), os.stat(folder / "lock")):
+                    yield folder
+                    return
+    raise ArtefactError("work folder", str(base / key), "is in use by a hundred runs; wait, or give another --out")
 
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except ImportError:  # Windows has no such locks; two runs at once are then the user's care
-            pass
-        except OSError:
-            mend = "is in use by another run of the same command; wait for it, or give another --out"
-            raise ArtefactError("work folder", str(folder), mend) from None
-        yield
+
+def _lock(file: IO[str]) -> bool:
+    try:
+        import fcntl
+
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except ImportError:  # Windows has no such locks; two runs at once are then the user's care
+        return True
+    except OSError:
+        return False
+    return True
 
 
 class _Merger:

@@ -26,7 +26,7 @@ from scoreline.core.score import Protocol
 from scoreline.data import load_images
 from scoreline.data.pixels import OnBadImage
 from scoreline.evaluate.cache import cache_folder, cached, store
-from scoreline.evaluate.extraction import Network, Taken, extract, locked, take_features, work_key
+from scoreline.evaluate.extraction import Network, Taken, extract, take_features, work_folder, work_key
 from scoreline.evaluate.measures import PRDC_MODES, Known, Measured, Scorer, compare_measured
 from scoreline.evaluate.planning import METRICS, Part, Plan, check_saving, planned
 from scoreline.evaluate.processes import Processes, processes
@@ -180,8 +180,11 @@ def _run(
         cost = stack.enter_context(measured())
         advance = stack.enter_context(progress("score", total, quiet=quiet))
         start = time.perf_counter()
-        passes: dict[Path, dict[str, Taken]] = {}
-        taken = {role: _taken(s, plan, base, team, cache, advance, stack, passes) for role, s in sources.items()}
+        passes: dict[str, dict[str, Taken]] = {}
+        folders: list[Path] = []
+        taken = {
+            role: _taken(s, plan, base, team, cache, advance, stack, passes, folders) for role, s in sources.items()
+        }
         if not team.first:
             return {}
         passed = time.perf_counter() - start
@@ -203,7 +206,7 @@ def _run(
             comparison = compare_measured(measured_now["generated"], measured_now["compared"], seed)
         if save is not None:
             _save(save, plan.parts[0], known["real"][0], layout)
-        for folder in passes:
+        for folder in folders:
             shutil.rmtree(folder, ignore_errors=True)
     facts = machine()
     spent = {
@@ -234,7 +237,7 @@ def _save(path: str, part: Part, found: Mapping[str, Known], layout: str) -> Non
 
 def _taken(
     source: Source, plan: Plan, base: Path, team: Processes, cache: bool, advance: Callable[[int, str], None],
-    stack: ExitStack, passes: dict[Path, dict[str, Taken]],
+    stack: ExitStack, passes: dict[str, dict[str, Taken]], folders: list[Path],
 ) -> dict[str, Taken]:  # fmt: skip
     """Features of one set: from the cache, from a pass over the images, or streamed from a file."""
     if source.features is not None:
@@ -262,16 +265,16 @@ def _taken(
     if team.agreed(lambda: len(known) == len(named)):
         advance(len(images), source.role)
         return known
-    folder = base / "work" / work_key(fingerprint, networks, plan.batch_size)
-    if folder in passes:  # the same images in two roles
+    key = work_key(fingerprint, networks, plan.batch_size)
+    if key in passes:  # the same images in two roles
         advance(len(images), source.role)
-        return passes[folder]
-    if team.first:
-        stack.enter_context(locked(folder))
-    known = passes[folder] = extract(
+        return passes[key]
+    folder = Path(team.agreed(lambda: str(stack.enter_context(work_folder(base / "work", key)))))
+    known = passes[key] = extract(
         images, networks, folder, name=source.role, batch_size=plan.batch_size, workers=plan.workers, team=team,
         advance=advance,
     )  # fmt: skip
+    folders.append(folder)
     if remember and team.first:
         for key, n, tap, _ in named:
             try:
