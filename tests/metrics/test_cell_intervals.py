@@ -97,6 +97,20 @@ def test_blocks_and_seeds(monkeypatch: pytest.MonkeyPatch) -> None:
     assert float(blocks.auroc.mean()) == pytest.approx(float(one.mean()), abs=0.02)
 
 
+def test_many_positives_are_drawn_in_groups(monkeypatch: pytest.MonkeyPatch) -> None:
+    s, y = Binormal(1.5, 1.0).sample(300, 900, seed=0)
+    s = (s * 100).round() / 100
+    fine = bootstrap_curve(s, y, {"f1": "f1"}, resamples=3000)
+    monkeypatch.setattr("scoreline.metrics.cell_intervals._GROUPS", 40)
+    coarse = bootstrap_curve(s, y, {"f1": "f1"}, resamples=3000, seed=1)
+    for a, b in ((fine.auroc, coarse.auroc), (fine.average_precision, coarse.average_precision)):
+        assert float(b.mean()) == pytest.approx(float(a.mean()), abs=5 * float(a.std()) / 3000**0.5)
+        assert float(b.std()) == pytest.approx(float(a.std()), rel=0.07)
+    assert set(coarse.thresholds["f1"].tolist()) <= set(s[y].tolist())
+    assert len(set(coarse.thresholds["f1"].tolist())) < len(set(fine.thresholds["f1"].tolist()))
+    assert float(coarse.thresholds["f1"].median()) == pytest.approx(float(fine.thresholds["f1"].median()), abs=0.1)
+
+
 def test_correction_widens_the_interval_and_moves_it_to_the_truth() -> None:
     e1, e0 = 0.1, 0.01
     seen = counts(*(int(c) for c in (10**6 * torch.stack(list(noisy_cells(0.02, 0.8, 0.003, e1, e0)))).round()))

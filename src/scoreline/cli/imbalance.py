@@ -97,11 +97,11 @@ def show(result: dict[str, Any]) -> None:
     from scoreline.cli.terminal import console
     from scoreline.report.numbers import human_number
 
-    def number(value: float | None) -> str:
-        return "" if value is None else "none" if value == math.inf else human_number(value, 4)
+    def number(value: float | None, digits: int = 4) -> str:
+        return "" if value is None else "none" if value == math.inf else human_number(value, digits)
 
-    def ends(pair: list[float] | None) -> str:
-        return "" if pair is None else f"{number(pair[0])} to {number(pair[1])}"
+    def ends(pair: list[float] | None, digits: int = 4) -> str:
+        return "" if pair is None else f"{number(pair[0], digits)} to {number(pair[1], digits)}"
 
     screen = console()
     cells, noise = result["cells"], result["noise"]
@@ -123,29 +123,33 @@ def show(result: dict[str, Any]) -> None:
     columns = ["metric", "value", f"{result['level']:.0%} interval"]
     columns += ["corrected", "its interval"] if noise is not None else []
     columns += [f"at {result['at_prevalence']:.3g}"] if result["at_prevalence"] is not None else []
-    columns += ["other prevalence", "label noise", "false alarms", "misses"]
+    columns += ["prevalence", "noise", "alarms", "misses"]
     for i, column in enumerate(columns):
         table.add_column(Text(column), justify="right" if 0 < i < len(columns) - 4 else "left", no_wrap=True)
-    kept = {"value": "value kept", "ranking": "ranking kept", "no": "changes"}
+    kept = {"value": "value", "ranking": "ranking", "no": "-"}
     for m in result["metrics"]:
         row = [m["name"], number(m["value"]), ends(m["interval"])]
         row += [number(m["corrected"]), ends(m["corrected_interval"])] if noise is not None else []
         row += [number(m["at_prevalence"])] if result["at_prevalence"] is not None else []
-        sees = [{True: "seen", False: "hardly", None: ""}[m[name]] for name in ("sees_false_alarms", "sees_misses")]
-        noisy = "ranking kept" if m["ranking_under_noise"] == "ranking" else "may turn"
+        sees = [{True: "seen", False: "-", None: ""}[m[name]] for name in ("sees_false_alarms", "sees_misses")]
+        noisy = kept[m["ranking_under_noise"]]
         trusted = m["name"] in result["trusted"]
         table.add_row(*map(Text, [*row, kept[m["other_prevalence"]], noisy, *sees]), style="bold" if trusted else "")
     screen.print()
     screen.print(table)
+    text = "prevalence, noise: what stays of the metric when they change; "
+    screen.print(text + "alarms, misses: whether it sees more of them here", markup=False)
 
-    choices = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
-    titles = ["best by", "threshold", "interval", "predicted", "precision", "recall", "f1", "g-mean", "mcc"]
-    for i, title in enumerate(titles):
-        choices.add_column(title, justify="right" if i else "left", no_wrap=True)
+    choices = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False)
+    intervals = any(c["threshold_interval"] is not None for c in result["choices"])
+    titles = ["best by", "threshold", *(["its interval"] if intervals else []), "flagged"]
+    for i, title in enumerate([*titles, "precision", "recall", "f1", "g-mean", "mcc"]):
+        choices.add_column(title, justify="right" if i else "left", no_wrap=i > 0)
     for c in result["choices"]:
-        values = [number(c[name]) for name in titles[4:]]
-        shown = [c["criterion"], number(c["threshold"]), ends(c["threshold_interval"]), f"{c['predicted_positive']:,}"]
-        choices.add_row(*map(Text, [*shown, *values]))
+        shown = [c["criterion"], number(c["threshold"], 3)]
+        shown += [ends(c["threshold_interval"], 3)] if intervals else []
+        values = [number(c[name], 3) for name in ("precision", "recall", "f1", "g-mean", "mcc")]
+        choices.add_row(*map(Text, [*shown, f"{c['predicted_positive']:,}", *values]))
     screen.print()
     screen.print(choices)
     screen.print()

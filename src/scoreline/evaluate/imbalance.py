@@ -59,6 +59,10 @@ _POINTS = 200
 _BLIND = 0.02
 
 
+# Best where all rows, or none, are predicted positive: nothing to choose a threshold by.
+_ONE_SIDED = ("precision", "recall", "specificity", "npv")
+
+
 def examine(
     scores: Tensor,
     labels: Tensor,
@@ -147,6 +151,7 @@ def examine(
             m["name"]
             for m in metrics
             if m["ranking_under_noise"] == "ranking" and m["sees_false_alarms"] and m["sees_misses"]
+            if m["name"] not in _ONE_SIDED
         ],
         "curve": _curve(curve, e1, e0),
         "warnings": _warnings(s, y, at, threshold is None, cells, metrics, draws, e1, e0),

@@ -29,6 +29,9 @@ __all__ = ["CurveDraws", "bootstrap_cells", "bootstrap_curve", "cell_intervals",
 # numbers of one block of resamples: 2 million float64 are 16 MB
 _BLOCK = 2_000_000
 
+# Beyond so many distinct scores of positives neighbours are drawn together.
+_GROUPS = 2000
+
 
 class CurveDraws(NamedTuple):
     """What B resamples gave.
@@ -145,6 +148,28 @@ def _bins(curve: BinaryCurve) -> tuple[Tensor, np.ndarray, np.ndarray]:
     return curve.thresholds[at].cpu(), positive[at].cpu().numpy(), held.numpy()
 
 
+def _merged(thresholds: Tensor, at: np.ndarray, between: np.ndarray) -> tuple[Tensor, np.ndarray, np.ndarray]:
+    """At most 2000 groups of neighbouring thresholds, each acting as a tie at its lowest one."""
+    if len(at) <= _GROUPS:
+        return thresholds, at, between
+    first = np.linspace(0, len(at), _GROUPS, endpoint=False).astype(int)
+    held = np.zeros(2 * _GROUPS + 1, dtype=between.dtype)
+    held[0:-1:2] = between[2 * first]  # the gap above each group stays a gap
+    held[-1] = between[-1]
+    held[1::2] = np.add.reduceat(between[:-1], 2 * first) - held[0:-1:2]
+    last = np.append(first[1:], len(at)) - 1
+    return thresholds[torch.from_numpy(last)], np.add.reduceat(at, first), held
+
+
+def _areas(tp: Tensor, negatives: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(AUROC, average precision, true, false positives at each threshold) of counts in bins, (B, K) and (B, 2K + 1)."""
+    fallen = negatives.cumsum(1)
+    above, fp = fallen[:, 0:-1:2], fallen[:, 1::2]  # negatives strictly above each positive score, and up to it
+    hit = tp.cumsum(1)
+    auroc = (tp * (fallen[:, -1:] - (above + fp) / 2)).sum(1) / (hit[:, -1] * fallen[:, -1])
+    return auroc, (tp * (hit / (hit + fp).clamp(min=1))).sum(1) / hit[:, -1], hit, fp
+
+
 def bootstrap_curve(
     scores: Tensor,
     labels: Tensor,
@@ -159,7 +184,7 @@ def bootstrap_curve(
     """AUROC, average precision and best thresholds of resampled rows.
 
     Every metric here rises with the true and falls with the false positive rate, so that a best threshold is the score
-    of a positive, or none.
+    of a positive, or none. Beyond 2,000 distinct scores of positives, neighbours are drawn together.
 
     Args:
         scores, labels: as :func:`scoreline.metrics.binary_curves.check_binary` takes them, both classes.
@@ -179,6 +204,9 @@ def bootstrap_curve(
     if not (positives and negatives):
         raise InputError("labels", f"{positives} positives and {negatives} negatives", "both classes are needed")
     thresholds, at, between = _bins(curve)
+    exact = _areas(*(torch.from_numpy(counts).double()[None] for counts in (at, between)))[:2]
+    thresholds, at, between = _merged(thresholds, at, between)
+    merged = _areas(*(torch.from_numpy(counts).double()[None] for counts in (at, between)))[:2]
     thresholds = torch.cat([thresholds.new_tensor([math.inf]), thresholds])
     rng = np.random.default_rng(seed)
     block = max(1, _BLOCK // len(between))
@@ -196,13 +224,10 @@ def bootstrap_curve(
         if not len(p):
             continue
         tp = torch.from_numpy(rng.multinomial(p, at / positives)).double()
-        drawn = torch.from_numpy(rng.multinomial(n, between / negatives)).double().cumsum(1)
-        above, fp = drawn[:, 0:-1:2], drawn[:, 1::2]  # negatives strictly above each positive score, and up to it
+        drawn = torch.from_numpy(rng.multinomial(n, between / negatives)).double()
         total_p, total_n = torch.from_numpy(p).double(), torch.from_numpy(n).double()
-        auroc = (tp * (total_n[:, None] - (above + fp) / 2)).sum(1) / (total_p * total_n)
-        summed = tp.cumsum(1)
-        precision = summed / (summed + fp).clamp(min=1)
-        parts.append((auroc, (tp * precision).sum(1) / total_p))
+        area, precision, summed, fp = _areas(tp, drawn)
+        parts.append((area, precision))
         if criteria:
             none = torch.zeros(len(p), 1, dtype=torch.float64)
             hit, false = torch.cat([none, summed], 1), torch.cat([none, fp], 1)
@@ -211,5 +236,8 @@ def bootstrap_curve(
                 chosen[name].append(thresholds[best_index(cells, criterion, digits=digits)])
     if not parts:
         raise InputError("resamples", resamples, "all of them drew a single class; use stratified=True")
-    auroc, precision = (torch.cat(part) for part in zip(*parts))
+    # Merging turns neighbours into ties, which moves the areas by a little; their spread it keeps.
+    auroc, precision = (
+        (torch.cat(part) + whole - tied).clamp(0, 1) for part, whole, tied in zip(zip(*parts), exact, merged)
+    )
     return CurveDraws(auroc, precision, {name: torch.cat(values) for name, values in chosen.items()}, empty)
