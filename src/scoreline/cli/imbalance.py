@@ -144,7 +144,7 @@ def show(result: dict[str, Any]) -> None:
     intervals = any(c["threshold_interval"] is not None for c in result["choices"])
     titles = ["best by", "threshold", *(["its interval"] if intervals else []), "flagged"]
     for i, title in enumerate([*titles, "precision", "recall", "f1", "g-mean", "mcc"]):
-        choices.add_column(title, justify="right" if i else "left", no_wrap=i > 0)
+        choices.add_column(title, justify="right" if i else "left", no_wrap=i > 0, overflow="fold")
     for c in result["choices"]:
         shown = [c["criterion"], number(c["threshold"], 3)]
         shown += [ends(c["threshold_interval"], 3)] if intervals else []
