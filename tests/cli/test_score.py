@@ -330,6 +330,8 @@ def test_images_and_stored_features_of_the_same_network(scoreline: Any, noise: n
     stored = scoreline("score", "--real", "digits", "--generated", "features.npy", "--metrics", "fd", *PIXELS)
     assert values(stored)["fd-pixel"] == pytest.approx(images["fd-pixel"], rel=1e-5)
     assert any("do not say which network" in warning for warning in stored.json["warnings"])
+    command = ["score", "--real", "digits", "--generated", "features.npy", *PIXELS]
+    scoreline(*command, "--metrics", "cmmd").fails(2, "cmmd", "clip-vit-l-14-336")
     np.save("features.npy", np.zeros((100, 60)))
     scoreline("score", "--real", "digits", "--generated", "features.npy", *PIXELS).fails(2, "60", "pixels has 64")
 
@@ -374,3 +376,42 @@ def test_a_mode_reaches_the_network_and_the_root(
     assert found["clean"] == pytest.approx(found["torch-fidelity"], rel=1e-9)
     scoreline(*command)
     assert asked[-1] == {"weights": None}
+
+
+def test_all_taps_of_one_network_in_one_pass(
+    scoreline: Any, noise: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stand-in with three taps; statistics in guided-diffusion's layout give FID and sFID again."""
+    from collections.abc import Sequence
+
+    from scoreline.core.encoder import Encoder
+    from scoreline.metrics import inception_score
+    from scoreline.nn.inception import Inception2015
+
+    passes = []
+
+    class Small(Encoder):
+        dim, tap, tap_names = 4, "2048", ("2048", "sfid", "logits", "logits-no-bias")  # type: ignore[assignment]
+        protocol = {"features": "inception-2015", "tap": "2048", "weights": "x"}  # noqa: RUF012
+
+        def activations(self, prepared: torch.Tensor, names: Sequence[str]) -> dict[str, torch.Tensor]:
+            passes.append(tuple(names))
+            rows = prepared[:, 0].flatten(1)
+            taps = {"2048": rows[:, :4], "sfid": rows[:, 10:16], "logits": 9 * rows, "logits-no-bias": 3 * rows[:, :5]}
+            return {name: taps[name] for name in names}
+
+    monkeypatch.setattr(Inception2015, "load", lambda weights=None, **settings: Small())
+    command = ["score", "--generated", "noise.npz", "--features", "inception-2015", "--json", "--no-cache"]
+    options = ["--save-statistics", "s.npz", "--statistics-layout", "guided-diffusion"]
+    found = values(scoreline(*command, "--real", "digits", "--metrics", "fd,sfid,is", *options))
+    # 500 real images in two batches of 250, 100 generated ones in one, and the floor
+    assert passes[:3] == [("2048", "sfid"), ("2048", "sfid"), ("2048", "sfid", "logits-no-bias")]
+    real, made = digits("test").flatten(1), torch.from_numpy(noise.reshape(100, 64) / 127.5 - 1).float()
+    assert found["fid"] == pytest.approx(frechet_distance(real[:, :4], made[:, :4]), rel=1e-5)
+    assert found["sfid"] == pytest.approx(frechet_distance(real[:, 10:16], made[:, 10:16]), rel=1e-5)
+    assert found["is"] == pytest.approx(inception_score(3 * made[:, :5]).mean, rel=1e-5)
+    again = values(scoreline(*command, "--real", "s.npz", "--metrics", "fd,sfid"))
+    assert again == pytest.approx({"fid": found["fid"], "sfid": found["sfid"]}, rel=1e-9)
+    scoreline(*command, "--real", "s.npz", "--metrics", "fd,is").fails(2, "Frechet distance only")
+    np.savez("t.npz", mu=np.zeros(4), sigma=np.eye(4))
+    scoreline(*command, "--real", "t.npz", "--metrics", "sfid").fails(2, "mu_s and sigma_s")

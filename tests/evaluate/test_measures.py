@@ -46,14 +46,14 @@ METRICS = ["fd", "kid", "cmmd", "is"]
 
 
 def test_intervals_are_as_wide_as_the_spread_over_new_draws() -> None:
-    found = [scores(METRICS, seed) for seed in range(20)]
+    found = [scores(METRICS, seed) for seed in range(14)]
     for name in METRICS:
         spread = np.std([one[name].value for one in found], ddof=1)
         half = np.mean([(one[name].interval.high - one[name].interval.low) / 2 for one in found])
-        assert half / 1.96 == pytest.approx(spread, rel=0.4), name
+        assert half / 1.96 == pytest.approx(spread, rel=0.5), name
         # 95 % intervals hold the mean value in nearly all of them
         middle = np.mean([one[name].value for one in found])
-        assert sum(middle in one[name].interval for one in found) >= 16, name
+        assert sum(middle in one[name].interval for one in found) >= 11, name
 
 
 def test_a_sample_of_the_rows_gives_about_the_same_intervals() -> None:
@@ -102,6 +102,12 @@ def test_statistics_of_too_few_images_are_warned_of() -> None:
     scorer = Scorer({"features": real}, {"features": known(draws(0, 200))}, BASE)
     scorer.measure(["fd"])
     assert any("3 real images in 3 dimensions: rank deficient" in n for n in scorer.notes)
+
+
+def test_the_counts_are_told_where_the_bias_is_not_measured() -> None:
+    scorer = Scorer({"features": known(draws(0, 2000))}, {"features": known(draws(1, 300))}, BASE)
+    scorer.measure(["fd"])
+    assert any("N = 300 generated and 2000 real" in n for n in scorer.notes)
 
 
 def test_the_bias_is_told_beside_the_distance() -> None:

@@ -100,7 +100,9 @@ def show(result: dict[str, Any]) -> None:
     screen.print()
     screen.print(f"protocol: {result['protocol']}", markup=False, soft_wrap=True)
     cost = result["cost"]
-    features = f"features {cost['seconds_features']:.1f} s ({_number(cost['images_per_second'])} images/s)"
+    rate = cost["images_per_second"]
+    shown = f"{rate:,.0f}" if rate >= 10 else f"{rate:.2g}"
+    features = f"features {cost['seconds_features']:.1f} s ({shown} images/s)"
     scores = f"scores {cost['seconds'] - cost['seconds_features']:.1f} s"
     screen.print(f"cost: {features}, {scores}, peak memory {cost['peak_memory_bytes'] / 2**20:.0f} MiB", markup=False)
 

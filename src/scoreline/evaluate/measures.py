@@ -151,6 +151,13 @@ class Scorer:
                 found.append(self._inception_score())
             else:
                 found.append(self._kid() if metric == "kid" else self._cmmd())
+        if "fd" in metrics and "fd-infinity" not in metrics:
+            name = next(m.score.name for m in found if m.metric == "fd")
+            self.notes.append(
+                f"{name}: of N = {self.generated['features'].count or 'unknown'} generated and "
+                f"{self.real['features'].count or 'unknown'} real images, and above its limit by about c/N: compare it "
+                "at equal N only; fd-infinity among the metrics tells by how much"
+            )
         return found
 
     def _frechet(self, metric: str) -> Measured:

@@ -108,6 +108,8 @@ def planned(
     name = network_name(features, some)
     main = on_device(pick_encoder(name, some, mode=mode, weights=weights), device, dtype, compile)
     parts = [_part(main, [m for m in metrics if m != "cmmd" or name == _CLIP])]
+    if "cmmd" in metrics and name != _CLIP and set(kinds.values()) != {"images"}:
+        raise InputError("metric", "cmmd", f"needs {_CLIP}: choose it with --features, or give images on both sides")
     if "cmmd" in metrics and name != _CLIP:
         clip = on_device(pick_encoder(_CLIP, some), device, "float32", False)
         parts.append(_part(clip, ["cmmd"]))

@@ -29,9 +29,19 @@ def set_warnings(sources: Mapping[str, Source], size: int | None) -> list[str]:
         *_sides(images, size),
         *(f"{role}: grey images, given three equal channels for this network" for role, s in sources.items() if s.grey),
         *_same(images),
-        *(f"{role}: these {s.kind} {UNKNOWN}" for role, s in sources.items()
-          if s.images is None and not (s.statistics is not None and s.statistics.known)),
+        *_unknown(sources),
     ]  # fmt: skip
+
+
+def _unknown(sources: Mapping[str, Source]) -> list[str]:
+    """Features and statistics whose network nobody knows."""
+    found = [
+        (role, s.kind) for role, s in sources.items()
+        if s.images is None and not (s.statistics is not None and s.statistics.known)
+    ]  # fmt: skip
+    if not found:
+        return []
+    return [f"{', '.join(role for role, _ in found)}: these {' and '.join(sorted({k for _, k in found}))} {UNKNOWN}"]
 
 
 def _counts(sources: Mapping[str, Source]) -> list[str]:
