@@ -30,8 +30,11 @@ __all__ = [
     "mean_interval",
     "metric_interval",
     "metric_intervals",
+    "normal_p",
     "paired_difference",
     "paired_metric_difference",
+    "replicates",
+    "spread_interval",
 ]
 
 Resampling = Literal["halves", "bootstrap"]
