@@ -35,7 +35,14 @@ def test_a_table_of_labels_and_scores(scoreline: Any, table: str, tmp_path: Path
     assert answer.json["files"] == []
     assert [path.name for path in tmp_path.iterdir()] == ["rows.csv"]  # nothing was written unasked
     text = scoreline("imbalance", table, *QUICK).out
-    for words in ("50 of 2,000 rows", "2.500%", "f1-then-g-mean", "what stays of the metric", "trusted to rank", "standard error"):
+    for words in (
+        "50 of 2,000 rows",
+        "2.500%",
+        "f1-then-g-mean",
+        "what stays of the metric",
+        "trusted to rank",
+        "standard error",
+    ):
         assert words in text
     assert "corrected" not in text
 

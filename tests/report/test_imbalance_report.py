@@ -56,7 +56,8 @@ def test_the_picture_shows_the_numbers(results: dict[str, Any]) -> None:
 
 
 def test_files_are_written_whole(results: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, result in results.items():
+    for name in ("noisy", "none"):
+        result = results[name]
         files = write_imbalance(result, tmp_path / name)
         assert [file.name for file in files] == ["imbalance.json", "metrics.csv", "thresholds.csv", "imbalance.png"]
         assert all(file.stat().st_size > 100 for file in files)

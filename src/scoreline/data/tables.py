@@ -178,8 +178,10 @@ def _arrays(path: Path) -> dict[str, Column]:
 def _csv(path: Path) -> dict[str, Column]:
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
-            head = file.readline()
-            delimiter = next((mark for mark in (",", ";", "\t") if mark in head), " ")
+            head, body = file.readline().strip(), file.readline().strip()
+            # A title may hold blanks; what separates columns stands in the rows too.
+            marks = [mark for mark in (",", ";", "\t", " ") if mark in head and (mark in body or not body)]
+            delimiter = marks[0] if marks else ","
             file.seek(0)
             reader = csv.reader(file, delimiter=delimiter, skipinitialspace=True)
             rows = [row for row in reader if any(cell.strip() for cell in row)]

@@ -93,9 +93,9 @@ def binary_curve(scores: Tensor, labels: Tensor) -> BinaryCurve:
     Raises:
         InputError: what :func:`check_binary` refuses.
 
-    >>> curve = binary_curve(torch.tensor([0.9, 0.5, 0.5, 0.1]), torch.tensor([1, 1, 0, 0]))
+    >>> curve = binary_curve(torch.tensor([4, 2, 2, 1]), torch.tensor([1, 1, 0, 0]))
     >>> curve.thresholds.tolist(), curve.tp.tolist(), curve.fp.tolist()
-    ([0.9, 0.5, 0.1], [1, 2, 2], [0, 1, 2])
+    ([4.0, 2.0, 1.0], [1, 2, 2], [0, 1, 2])
     """
     s, y = check_binary(scores, labels)
     s, order = torch.sort(s, descending=True, stable=True)
