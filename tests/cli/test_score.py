@@ -404,7 +404,7 @@ def test_all_taps_of_one_network_in_one_pass(
     command = ["score", "--generated", "noise.npz", "--features", "inception-2015", "--json", "--no-cache"]
     options = ["--save-statistics", "s.npz", "--statistics-layout", "guided-diffusion"]
     found = values(scoreline(*command, "--real", "digits", "--metrics", "fd,sfid,is", *options))
-    # 500 real images in two batches of 250, 100 generated ones in one, and the floor
+    # 500 real images in two batches, 100 generated ones in one, and the floor
     assert passes[:3] == [("2048", "sfid"), ("2048", "sfid"), ("2048", "sfid", "logits-no-bias")]
     real, made = digits("test").flatten(1), torch.from_numpy(noise.reshape(100, 64) / 127.5 - 1).float()
     assert found["fid"] == pytest.approx(frechet_distance(real[:, :4], made[:, :4]), rel=1e-5)

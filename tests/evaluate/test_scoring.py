@@ -95,8 +95,16 @@ def test_stored_features_must_be_finite_and_of_one_width(tmp_path: Path, stored:
     with pytest.raises(InputError, match="real 6, generated 5"):
         score_sets(real, str(tmp_path / "x.npy"), quiet=True)
     np.save(tmp_path / "x.npy", stored["good"][:1])
-    with pytest.raises(InputError, match="at least 2"):
+    with pytest.raises(InputError, match="generated images 1: fd needs at least 2"):
         score_sets(real, str(tmp_path / "x.npy"), quiet=True)
+    for metric, count in (("prdc", 6), ("precision-recall", 4), ("fd-infinity", 4), ("kid", 2), ("cmmd", 2)):
+        for few, fits in ((count - 1, False), (count, True)):
+            np.save(tmp_path / "x.npy", stored["good"][:few])
+            if fits:
+                assert score_sets(real, str(tmp_path / "x.npy"), metrics=[metric], quiet=True)["scores"]
+                continue
+            with pytest.raises(InputError, match=f"generated images {few}: {metric} needs at least {count}"):
+                score_sets(real, str(tmp_path / "x.npy"), metrics=[metric], quiet=True)
     with pytest.raises(InputError, match="needs images"):
         score_sets(real, real, metrics=["is"], quiet=True)
     with pytest.raises(InputError, match="leave features"):

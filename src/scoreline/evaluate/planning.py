@@ -25,6 +25,7 @@ __all__ = ["METRICS", "Part", "Plan", "check_saving", "planned"]
 
 METRICS = ("fd", "sfid", "is", "kid", "prdc", "precision-recall", "fd-infinity", "cmmd")
 _CLIP = "clip-vit-l-14-336"
+_LEAST = {"is": 10, "prdc": 6, "precision-recall": 4, "fd-infinity": 4}
 _FEWEST = 100
 """Images from which on the bias of a Frechet distance is estimated beside it."""
 
@@ -90,8 +91,12 @@ def planned(
         mend = "a Frechet distance depends on the count: give both generated sets as many images"
         raise InputError("counts of images", " and ".join(f"{c} {role}" for role, c in counts.items()), mend)
     for role, source in sources.items():
-        if source.count is not None and source.count < 2:
-            raise InputError(f"{role} set", source.text, f"has {source.count} image; a covariance needs at least 2")
+        if source.statistics is not None and "sfid" in metrics:
+            source.statistics.pair("sfid")  # refused where the file lacks it
+        for metric in metrics:
+            if source.count is not None and source.count < _LEAST.get(metric, 2) and (metric, role) != ("is", "real"):
+                mend = f"{metric} needs at least {_LEAST.get(metric, 2)} images a set"
+                raise InputError(f"{role} images", source.count, mend)
     # the distance without its bias, beside it, where the features are kept anyway
     enough = all((s.count or 0) >= _FEWEST for s in sources.values())
     if "fd" in metrics and "fd-infinity" not in metrics and set(beyond) - {"is"} and enough:
