@@ -106,7 +106,15 @@ SYSTEMS = (
     System("24", "FP8 versus INT8", "fp8-int8", "2303.17951", 10, "scoreline.adapt.quantize"),
     System("25", "DPM-Solver-v3", "dpm-solver-v3", "2310.13268", 10, "scoreline.samplers.dpm_solver_v3"),
     System("26", "Time-Shift Sampler", "time-shift", "2305.15583", 10, "scoreline.guidance.time_shift"),
-    System("27", "Metrics under imbalance", "imbalanced-metrics", "2208.11904", 10, "scoreline.metrics.imbalance"),
+    System(
+        "27",
+        "Metrics under imbalance",
+        "imbalanced-metrics",
+        "2208.11904",
+        10,
+        "scoreline.metrics.imbalance",
+        ("scoreline.metrics.label_noise", "scoreline.metrics.threshold_choice", "scoreline.metrics.binary_curves"),
+    ),
     System(
         "28",
         "AUPIMO",
