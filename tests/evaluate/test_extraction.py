@@ -194,9 +194,9 @@ def test_a_damaged_work_file_is_named(tmp_path: Path) -> None:
 def test_whatever_may_change_a_bit_has_a_work_folder_of_its_own() -> None:
     keys = {
         work_key("a", both(), 16), work_key("b", both(), 16), work_key("a", both(), 32), work_key("a", both(False), 16),
-        work_key("a", both()[:1], 16),
+        work_key("a", both()[:1], 16), work_key("a", both(), 16, True),
     }  # fmt: skip
-    assert len(keys) == 5
+    assert len(keys) == 6
     assert work_key("a", both(), 16) in keys
 
 

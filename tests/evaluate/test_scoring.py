@@ -181,6 +181,24 @@ def test_statistics_of_the_real_set_are_computed_once(monkeypatch: pytest.Monkey
     assert not list((cache_folder() / "work").glob("*/chunks"))
 
 
+def test_features_of_the_real_set_are_computed_once_for_metrics_that_need_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = count_calls(monkeypatch)
+    settings = DIGITS | {"metrics": ["fd", "kid", "prdc"]}
+    first = score_sets("digits", "digits", **settings)
+    whole, calls[0] = calls[0], 0
+    second = score_sets("digits", "digits", **settings)
+    assert calls[0] == whole - 2
+    for a, b in zip(first["scores"], second["scores"], strict=True):
+        assert (a["value"], a["interval"]) == (b["value"], b["interval"])
+    (rows,) = (cache_folder() / "statistics").glob("*.raw")
+    rows.write_bytes(rows.read_bytes()[:-4] + b"abcd")
+    calls[0] = 0
+    third = score_sets("digits", "digits", **settings)
+    # changed rows are not believed
+    assert calls[0] == whole
+    assert third["scores"][1]["value"] == first["scores"][1]["value"]
+
+
 def test_nothing_is_kept_when_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     score_sets("digits", "digits", **DIGITS, cache=False)
     assert not cache_folder().exists()

@@ -61,7 +61,7 @@ def run(
         save_statistics: write mean and covariance of the real set's features to this .npz.
         statistics_layout: whose layout; guided-diffusion needs sfid among the metrics.
         out: folder for results.json and the work files; nothing keeps work files in the cache folder.
-        no_cache: keep no statistics of the real set and no work files for the next run.
+        no_cache: keep neither statistics and features of the real set nor work files for the next run.
         seed: of intervals and subsets.
     """
     from scoreline.evaluate.scoring import score_sets

@@ -91,13 +91,14 @@ def take_features(features: FeatureFile, name: str, advance: Callable[[int, str]
     return Taken(moments, features.take(sampled_rows(len(features), SAMPLE)), features)
 
 
-def work_key(images: str, networks: Sequence[Network], batch_size: int) -> str:
+def work_key(images: str, networks: Sequence[Network], batch_size: int, compiled: bool = False) -> str:
     """Name of a work folder: whatever may change a bit of the result gives another one."""
     job = {
         "images": images,
         "networks": [[n.encoder.protocol, dict(n.taps), str(next(n.encoder.parameters(), torch.zeros(0)).device)]
                      for n in networks],
         "sizes": [CHUNK, SAMPLE, batch_size],
+        "compiled": compiled,
         "torch": torch.__version__,
     }  # fmt: skip
     return hashlib.sha256(json.dumps(job, sort_keys=True).encode()).hexdigest()[:20]

@@ -53,6 +53,7 @@ class Plan:
         sources: the sets by role.
         parts: networks and metrics; the first holds what was asked for, the others stand beside it.
         batch_size, workers: of the pass over images.
+        compiled: whether the network is compiled, which changes last bits.
         root: how Frechet distances take the root.
         kid_mode: how KID draws its subsets.
         notes: what a person should know.
@@ -62,6 +63,7 @@ class Plan:
     parts: list[Part]
     batch_size: int
     workers: int
+    compiled: bool
     root: Method
     kid_mode: str
     notes: list[str]
@@ -108,7 +110,7 @@ def planned(
     if some is None:
         if mode is not None or features != "auto" or weights is not None:
             raise InputError("features", features, "no set holds images; leave features, mode and weights out")
-        return Plan(sources, [Part(None, tuple(metrics), {})], 1, 0, root, kid_mode, notes)
+        return Plan(sources, [Part(None, tuple(metrics), {})], 1, 0, False, root, kid_mode, notes)
 
     name = network_name(features, some)
     main = on_device(pick_encoder(name, some, mode=mode, weights=weights), device, dtype, compile)
@@ -129,7 +131,7 @@ def planned(
     batch_size = min(batch_size or (256 if tiny else 32), CHUNK)
     if workers is None:
         workers = 0 if tiny else max(1, (os.cpu_count() or 1) // 2)
-    return Plan(sources, parts, batch_size, workers, root, kid_mode, notes)
+    return Plan(sources, parts, batch_size, workers, compile, root, kid_mode, notes)
 
 
 def _opened(

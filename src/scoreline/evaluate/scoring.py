@@ -84,7 +84,8 @@ def score_sets(
         save_statistics: path for the real set's statistics.
         statistics_layout: of `LAYOUTS`.
         out: folder for results.json and for the work files; a killed run goes on there.
-        cache: keep statistics of the real set, and work files, in the user's cache folder.
+        cache: keep statistics of the real set (and its features, where a metric needs them), and work files, in the
+            user's cache folder.
         seed: of intervals and of the sizes of fd-infinity.
         quiet: no progress.
 
@@ -259,13 +260,15 @@ def _taken(
     named = [(f"{i}.{tap}", n, tap, keep) for i, n in enumerate(networks) for tap, keep in n.taps.items()]
     known: dict[str, Taken] = {}
     remember = cache and source.role == "real"
-    if remember and team.first and not any(keep for *_, keep in named):
-        found = {key: cached(cache_folder(), fingerprint, n.encoder.protocol, tap) for key, n, tap, _ in named}
+    if remember and team.first:
+        found = {
+            key: cached(cache_folder(), fingerprint, n.encoder.protocol, tap, rows=keep) for key, n, tap, keep in named
+        }
         known = {key: taken for key, taken in found.items() if taken is not None}
     if team.agreed(lambda: len(known) == len(named)):
         advance(len(images), source.role)
         return known
-    key = work_key(fingerprint, networks, plan.batch_size)
+    key = work_key(fingerprint, networks, plan.batch_size, plan.compiled)
     if key in passes:  # the same images in two roles
         advance(len(images), source.role)
         return passes[key]
