@@ -83,6 +83,14 @@ def test_stored_features_give_the_functions_own_numbers(tmp_path: Path, stored: 
         assert score["protocol"]["features"] == "unknown"
 
 
+def test_packed_features_leave_nothing_behind(tmp_path: Path, stored: dict[str, np.ndarray]) -> None:
+    np.savez_compressed(tmp_path / "good.npz", features=stored["good"])
+    real = str(tmp_path / "real.npy")
+    one, two = (score_sets(real, str(tmp_path / f"good.{kind}"), metrics=["fd"], quiet=True) for kind in ("npy", "npz"))
+    assert one["scores"][0]["value"] == two["scores"][0]["value"]
+    assert not list(tmp_path.rglob("*.raw"))
+
+
 def test_stored_features_must_be_finite_and_of_one_width(tmp_path: Path, stored: dict[str, np.ndarray]) -> None:
     real = str(tmp_path / "real.npy")
     for bad in (np.nan, np.inf):

@@ -120,3 +120,23 @@ def test_files_cut_anywhere_are_refused_or_left_to_others_but_never_read_wrongly
         (tmp_path / "cut.npz").write_bytes(whole[:cut])
         with pytest.raises(ArtefactError, match="cannot be read"):
             read_statistics(tmp_path / "cut.npz")
+
+
+def test_changed_bytes_give_the_statistics_themselves_or_an_error(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    mean, cov = rng.normal(size=4), np.diag(rng.uniform(1, 2, 4))
+    np.savez(tmp_path / "s.npz", mu=mean, sigma=cov)
+    whole, refused = (tmp_path / "s.npz").read_bytes(), 0
+    for _ in range(300):
+        bad = bytearray(whole)
+        bad[rng.integers(len(bad))] ^= int(rng.integers(1, 256))
+        (tmp_path / "s.npz").write_bytes(bad)
+        try:
+            found = read_statistics(tmp_path / "s.npz")
+        except (ArtefactError, InputError):
+            refused += 1
+            continue
+        if found is not None:
+            assert np.array_equal(found.mean, mean)
+            assert np.array_equal(found.cov, cov)
+    assert refused > 150

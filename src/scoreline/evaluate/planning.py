@@ -70,12 +70,12 @@ class Plan:
 
 
 def planned(
-    named: Mapping[str, tuple[str, str | None]], base: Path, features: str, metrics: Sequence[str] | None,
+    named: Mapping[str, tuple[str, str | None]], scratch: Path, features: str, metrics: Sequence[str] | None,
     mode: str | None, weights: str | None, size: int | None, on_bad_image: OnBadImage, batch_size: int | None,
     workers: int | None, device: torch.device, dtype: str, compile: bool,
 ) -> Plan:  # fmt: skip
     """Open everything and decide everything; all refusals are here."""
-    sources = _opened(named, base, features, size, on_bad_image)
+    sources = _opened(named, scratch, features, size, on_bad_image)
     kinds = {role: s.kind for role, s in sources.items()}
     if metrics is None:
         metrics = ["fd"] if "statistics" in kinds.values() else ["fd", "kid", "prdc"]
@@ -135,10 +135,13 @@ def planned(
 
 
 def _opened(
-    named: Mapping[str, tuple[str, str | None]], base: Path, features: str, size: int | None, on_bad_image: OnBadImage
+    named: Mapping[str, tuple[str, str | None]],
+    scratch: Path,
+    features: str,
+    size: int | None,
+    on_bad_image: OnBadImage,
 ) -> dict[str, Source]:
     """The sets; grey images get three channels where the network takes no other."""
-    scratch = base / "work" / "features"
     sources = open_sources(named, scratch, size=size, on_bad_image=on_bad_image)
     some = _some_images(sources)
     if some is not None and network_name(features, some) in COLOUR:

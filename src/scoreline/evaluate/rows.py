@@ -93,7 +93,7 @@ def open_features(path: str | Path, folder: Path) -> FeatureFile | None:
     """The features in a .npy or .npz file, or None when it holds something else (images or statistics, say).
 
     A floating point array of shape (N, D), in a .npz under `features` or `arr_0`. A packed or column-wise array is
-    copied to `folder`, since only rows one after the other can be streamed.
+    copied to `folder`, since only rows one after the other can be streamed (and a .npz is read whole for that).
 
     Raises:
         ArtefactError: the file is damaged or truncated.

@@ -103,13 +103,14 @@ def score_sets(
     with (
         processes() as team,
         _base_folder(out, cache, team) as base,
+        tempfile.TemporaryDirectory(prefix="scoreline-") as scratch,
         python_warnings.catch_warnings(record=True) as caught,
     ):
         python_warnings.simplefilter("always", UserWarning)
         try:
             _check_options(metrics, batch_size, workers, seed, dtype, save_statistics, statistics_layout)
             plan = planned(
-                named, base, features, metrics, mode, weights, size, on_bad_image, batch_size, workers,
+                named, Path(scratch), features, metrics, mode, weights, size, on_bad_image, batch_size, workers,
                 _own(pick_device(device), team), dtype, compile,
             )  # fmt: skip
             check_saving(plan, save_statistics, statistics_layout)
