@@ -1,7 +1,7 @@
 """From features to scores: every metric of `scoreline score` with its interval, and two generators against each other.
 
 Intervals say how far another draw of as many images would move the value. Frechet distances: linearised bootstrap
-(`frechet_error`). The others: the spread of the metric over random halves of at most 1000 images a set
+(`frechet_influence`). The others: the spread of the metric over random halves of at most 1000 images a set
 (`scoreline.metrics.intervals`), scaled by sqrt(n / N) to the full count, so that 50,000 images cost no more than 1000.
 """
 
@@ -19,7 +19,6 @@ from torch import Tensor
 
 from scoreline.core.score import Interval, Protocol, Score
 from scoreline.evaluate.extraction import Taken
-from scoreline.evaluate.frechet_error import Gaussian, frechet_influence, resampled_interval, resampled_means
 from scoreline.evaluate.protocols import frechet_name
 from scoreline.metrics import (
     cmmd,
@@ -32,6 +31,7 @@ from scoreline.metrics import (
     prdc,
 )
 from scoreline.metrics.frechet import Method
+from scoreline.metrics.frechet_influence import Gaussian, influence_functions, resampled_interval, resampled_means
 from scoreline.metrics.intervals import metric_intervals, normal_p, replicates, spread_interval
 
 __all__ = ["Known", "Measured", "Scorer", "compare_measured"]
@@ -178,7 +178,7 @@ class Scorer:
         influences = {}
         samples = {"real": real.sample, "generated": generated.sample}
         if any(sample is not None for sample in samples.values()):
-            of = frechet_influence(real.gaussian, generated.gaussian)
+            of = influence_functions(real.gaussian, generated.gaussian)
             for side, sample in samples.items():
                 if sample is not None:
                     known = real if side == "real" else generated

@@ -29,6 +29,7 @@ from scoreline.core.errors import InputError, unknown_name
 from scoreline.core.moments import Moments, check_features
 from scoreline.core.score import Interval
 from scoreline.metrics.frechet import Method, frechet_distance
+from scoreline.metrics.frechet_influence import Gaussian, influence_functions
 from scoreline.metrics.intervals import (
     PairedDifference,
     check_level,
@@ -44,8 +45,6 @@ __all__ = ["FrechetInfluence", "frechet_influence", "frechet_interval", "paired_
 
 Way = Literal["auto", "linear", "jackknife", "bootstrap"]
 WAYS = ("auto", "linear", "jackknife", "bootstrap")
-
-_ROWS = 4096
 
 
 class FrechetInfluence(NamedTuple):
@@ -88,43 +87,16 @@ def frechet_influence(real: Tensor | Moments, generated: Tensor) -> FrechetInflu
         r = Moments(d, real.device).update(real)
     if r.dim != d:
         raise InputError("generated", f"d = {d}", f"real features have d = {r.dim}")
-    device = r.mean.device
-    (factor_r, inverse_r), (factor_g, inverse_g) = _factor(r.cov()), _factor(g.cov().to(device))
-    k = factor_r.T @ factor_g
-    lam, v = torch.linalg.eigh(k.T @ k)
-    keep = lam > len(lam) * torch.finfo(torch.float64).eps * lam.max().clamp(min=0) if len(lam) else lam > 0
-    v, root = v[:, keep], lam[keep].sqrt()
-    delta = r.mean - g.mean.to(device)
-    eye = torch.eye(d, dtype=torch.float64, device=device)
-    half = inverse_g.T @ v  # (K^T K)^{1/2} = V root V^T
-    influence_g = _quadratic(generated, g.mean, -2 * delta, eye - (half * root) @ half.T)
-    if isinstance(real, Moments):
-        return FrechetInfluence(None, influence_g)
-    half = inverse_r.T @ (k @ v)  # (K K^T)^{1/2} = (K V) root^{-1} (K V)^T
-    return FrechetInfluence(_quadratic(real, r.mean, 2 * delta, eye - (half / root) @ half.T), influence_g)
-
-
-def _factor(cov: Tensor) -> tuple[Tensor, Tensor]:
-    """L (d, r) with S = L L^T, and its pseudo-inverse (r, d); what is zero to working precision is left out."""
-    smallest = len(cov) * torch.finfo(torch.float64).eps
-    lower, info = torch.linalg.cholesky_ex(cov)
-    if info == 0 and lower.diagonal().square().min() > smallest * cov.diagonal().max():
-        eye = torch.eye(len(cov), dtype=cov.dtype, device=cov.device)
-        return lower, torch.linalg.solve_triangular(lower, eye, upper=False)
-    w, q = torch.linalg.eigh(cov)
-    keep = w > smallest * w[-1].clamp(min=0)
-    root = w[keep].sqrt()
-    return q[:, keep] * root, (q[:, keep] / root).T
-
-
-def _quadratic(features: Tensor, mean: Tensor, linear: Tensor, matrix: Tensor) -> Tensor:
-    """linear.(x - mean) + (x - mean)^T matrix (x - mean) of every row x, less its mean over the rows."""
-    parts = []
-    for chunk in features.detach().split(_ROWS):
-        rows = chunk.to(mean.device, torch.float64) - mean
-        parts.append(rows @ linear.to(mean.device) + (rows @ matrix.to(mean.device)).mul_(rows).sum(dim=1))
-    values = torch.cat(parts)
-    return values - values.mean()
+    few_r = real if isinstance(real, Tensor) and len(real) <= d else None
+    few_g = generated if len(generated) <= d else None
+    of = influence_functions(
+        Gaussian(r.mean, r.cov(), few_r), Gaussian(g.mean.to(r.mean.device), g.cov().to(r.mean.device), few_g)
+    )
+    influence_g = of.generated(generated)
+    influence_r = None if isinstance(real, Moments) else of.real(real)
+    return FrechetInfluence(
+        None if influence_r is None else influence_r - influence_r.mean(), influence_g - influence_g.mean()
+    )
 
 
 def frechet_interval(

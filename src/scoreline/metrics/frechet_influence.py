@@ -23,7 +23,7 @@ from torch import Tensor
 
 from scoreline.core.score import Interval
 
-__all__ = ["Gaussian", "Influence", "frechet_influence", "resampled_interval", "resampled_means"]
+__all__ = ["Gaussian", "Influence", "influence_functions", "resampled_interval", "resampled_means"]
 
 _EPS = torch.finfo(torch.float64).eps
 
@@ -55,7 +55,9 @@ class _Factor:
     @classmethod
     def of(cls, side: Gaussian) -> _Factor:
         if side.rows is not None:  # fewer rows than dimensions: the eigenvectors of their small Gram matrix suffice
-            centred = (side.rows.to(torch.float64) - side.mean) / math.sqrt(len(side.rows) - 1)
+            centred = (side.rows.detach().to(side.mean.device, torch.float64) - side.mean) / math.sqrt(
+                len(side.rows) - 1
+            )
             w, u = torch.linalg.eigh(centred @ centred.T)
             return cls(centred.T @ u[:, w > len(w) * _EPS * w[-1].clamp(min=0)], False)
         lower, info = torch.linalg.cholesky_ex(side.cov)
@@ -73,7 +75,7 @@ class _Factor:
         return directions.T @ (self.lower / self.lower.square().sum(0)).T
 
 
-def frechet_influence(real: Gaussian, generated: Gaussian) -> Influence:
+def influence_functions(real: Gaussian, generated: Gaussian) -> Influence:
     """The influence of single images on the Frechet distance of two sets, to first order.
 
     Args:
@@ -98,7 +100,7 @@ def frechet_influence(real: Gaussian, generated: Gaussian) -> Influence:
         def of(rows: Tensor) -> Tensor:
             found = []
             for chunk in rows.split(4096):
-                y = chunk.to(torch.float64) - mean
+                y = chunk.detach().to(mean.device, torch.float64) - mean
                 found.append(2 * y @ towards + y.square().sum(1) - ((y @ to_root.T).square() * s).sum(1))
             return torch.cat(found)
 

@@ -8,15 +8,15 @@ import pytest
 import torch
 
 from scoreline.core.moments import Moments
-from scoreline.evaluate.frechet_error import (
-    Gaussian,
-    frechet_influence,
-    resampled_interval,
-    resampled_means,
-)
 from scoreline.metrics import frechet_distance
 from scoreline.metrics import frechet_distance_from_statistics as distance
 from scoreline.metrics import frechet_influence as whole_influence
+from scoreline.metrics.frechet_influence import (
+    Gaussian,
+    influence_functions,
+    resampled_interval,
+    resampled_means,
+)
 
 
 def draw(count: int, dim: int, seed: int, shift: float = 0.0, stretch: float = 1.0) -> torch.Tensor:
@@ -32,7 +32,7 @@ def gaussian(x: torch.Tensor) -> Gaussian:
 
 def test_in_one_dimension_it_is_the_derivative_of_the_closed_form() -> None:
     """FD = (m_r - m_g)^2 + (s_r - s_g)^2: dFD = 2 (m_g - m_r) y + (1 - s_r / s_g) y^2, y less the mean."""
-    of = frechet_influence(
+    of = influence_functions(
         Gaussian(torch.tensor([1.0]).double(), torch.tensor([[4.0]]).double()),
         Gaussian(torch.tensor([3.0]).double(), torch.tensor([[9.0]]).double()),
     )
@@ -46,7 +46,7 @@ def test_weight_on_an_image_moves_the_distance_by_its_influence(counts: tuple[in
     """Central differences; full rank, and fewer images than the 60 dimensions on either side or both."""
     x, y = draw(counts[0], 60, 0), draw(counts[1], 60, 1, 0.3, 2.0)
     r, g = gaussian(x), gaussian(y)
-    of, step = frechet_influence(r, g), 1e-4
+    of, step = influence_functions(r, g), 1e-4
 
     def weighted(side: Gaussian, rows: torch.Tensor, i: int, weight: float) -> tuple[torch.Tensor, torch.Tensor]:
         away = rows[i] - side.mean
@@ -64,7 +64,7 @@ def test_weight_on_an_image_moves_the_distance_by_its_influence(counts: tuple[in
 
 def test_of_full_rank_it_is_the_influence_that_the_metrics_compute() -> None:
     x, y = draw(300, 10, 0), draw(200, 10, 1, 0.5, 1.5)
-    of, whole = frechet_influence(gaussian(x), gaussian(y)), whole_influence(x, y)
+    of, whole = influence_functions(gaussian(x), gaussian(y)), whole_influence(x, y)
     values = of.generated(y)
     torch.testing.assert_close(values - values.mean(), whole.generated, rtol=1e-7, atol=1e-8)
     values = of.real(x)
@@ -78,7 +78,7 @@ def test_the_interval_covers_what_other_draws_give() -> None:
         x, y = draw(150, 4, 2 * seed), draw(250, 4, 2 * seed + 1, 0.3, 1.5)
         values.append(frechet_distance(x, y))
         if seed < 20:
-            of = frechet_influence(gaussian(x), gaussian(y))
+            of = influence_functions(gaussian(x), gaussian(y))
             draws = resampled_means(of.real(x), 150, 500, 0) + resampled_means(of.generated(y), 250, 500, 1)
             errors.append(float(draws.std()))
     spread = float(torch.tensor(values).std())
