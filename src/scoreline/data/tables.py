@@ -199,11 +199,11 @@ def _csv(path: Path) -> dict[str, Column]:
     titled = all(_value(name) is None for name in names) and (
         len(set(names)) == width and all(names) and (width > 1 or _known(names[0]) or [names[0]] not in rows[1:])
     )
-    body = rows[1:] if titled else rows
-    if not body:
+    data = rows[1:] if titled else rows
+    if not data:
         raise ArtefactError(str(path), None, "has a header and no rows")
     titles = names if titled else [str(i + 1) for i in range(width)]
-    return {title: [cell.strip() for cell in cells] for title, cells in zip(titles, zip(*body))}
+    return {title: [cell.strip() for cell in cells] for title, cells in zip(titles, zip(*data))}
 
 
 def _known(name: str) -> bool:
