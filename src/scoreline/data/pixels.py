@@ -60,9 +60,7 @@ class ArrayPixels:
         side: (width, height) before that; None where it is the array's own.
     """
 
-    def __init__(
-        self, array: np.ndarray, *, preparation: str = "none", side: tuple[int, int] | None = None
-    ) -> None:
+    def __init__(self, array: np.ndarray, *, preparation: str = "none", side: tuple[int, int] | None = None) -> None:
         self.array = array
         self.preparation = preparation
         self.shape: tuple[int, int, int] = (array.shape[1], array.shape[2], array.shape[3])
