@@ -24,7 +24,7 @@ VERBS = {
     "claims": "re-measure what a paper promises",
 }
 
-_RESUMED = {"attribute", "compare", "sample", "train", "claims"}
+_RESUMED = {"attribute", "compare", "sample", "score", "train", "claims"}
 
 _HELP = """scoreline makes image generators fast and proves that they are still good.
 

@@ -20,6 +20,9 @@ __all__ = ["Moments", "check_features"]
 _ROWS = 4096
 
 
+_BLOCK = 65536
+
+
 def check_features(features: Tensor, name: str = "features", *, dim: int | None = None, least: int = 1) -> None:
     """Refuse what is not a finite (N, D) matrix of feature vectors.
 
@@ -40,7 +43,8 @@ def check_features(features: Tensor, name: str = "features", *, dim: int | None 
         raise InputError(name, tuple(features.shape), f"features of dimension {dim} are expected")
     if features.shape[0] < least:
         raise InputError(name, tuple(features.shape), f"at least {least} rows are needed")
-    if not torch.isfinite(features).all():
+    # In blocks: features may lie in a file that is larger than the memory.
+    if not all(bool(torch.isfinite(block).all()) for block in features.split(_BLOCK)):
         raise InputError(name, "not finite", "some features are NaN or infinite; look at the images and the network")
 
 

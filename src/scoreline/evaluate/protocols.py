@@ -120,20 +120,12 @@ def pick_encoder(name: str, images: Images, *, mode: str | None = None, weights:
 
 
 def on_device(encoder: Encoder, device: torch.device, dtype: str, compile: bool) -> Encoder:
-    """The network where it shall run, in its fast form where it has one.
+    """The network where it shall run, in its fast form.
 
     Raises:
-        InputError: bf16 or compilation, which only inception-2015 offers.
+        InputError: bf16 or compilation of a network that does not offer it.
     """
-    from scoreline.nn.inception import Inception2015
-
-    if isinstance(encoder, Inception2015):
-        return encoder.fast(compile=compile, dtype=pick_dtype(dtype)).to(device)
-    for thing, value, plain in (("dtype", dtype, "float32"), ("compile", compile, False)):
-        if value != plain:
-            mend = f"is offered for inception-2015 alone; the features are {encoder.protocol['features']}"
-            raise InputError(thing, value, mend)
-    return encoder.to(device)
+    return encoder.fast(compile=compile, dtype=pick_dtype(dtype)).to(device)
 
 
 @torch.no_grad()

@@ -148,9 +148,10 @@ class CLIPImageEncoder(Encoder):
             InputError: an unknown model or rule.
             ArtefactError: no such file, an unknown checksum, an unreadable file, or tensors that do not fit.
         """
-        with Unfilled():
-            net = cls(**_sizes(model)[0], resize=resize, crop=crop, quantisation=quantisation)
+        sizes = _sizes(model)[0]
         state, file, digest = _read(model, path, trusted)
+        with Unfilled():
+            net = cls(**sizes, resize=resize, crop=crop, quantisation=quantisation)
         fill(net, state, file, rename=lambda name: name.removeprefix("visual.") if name.startswith("visual.") else None)
         net.name, net.weights_sha256 = model, digest
         return net
@@ -221,9 +222,10 @@ class CLIPTextEncoder(nn.Module):
         cls, path: str | os.PathLike[str] | None = None, *, model: str = "clip-vit-l-14-336", trusted: bool = False
     ) -> CLIPTextEncoder:
         """The text tower with published weights; arguments and errors as for :meth:`CLIPImageEncoder.load`."""
-        with Unfilled():
-            net = cls(**_sizes(model)[1])
+        sizes = _sizes(model)[1]
         state, file, digest = _read(model, path, trusted)
+        with Unfilled():
+            net = cls(**sizes)
         fill(net, state, file, rename=lambda name: None if name.startswith("visual.") else name)
         net.weights_sha256 = digest
         return net
