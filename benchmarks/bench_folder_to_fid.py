@@ -5,7 +5,7 @@ resizes, runs the network and takes the distance to a second folder. Images per 
 folder; the distance is timed apart (the peers' roots take long), and so is compilation. Features are compared entry by
 entry with the peer whose conventions were followed. Peers that cannot be imported are left out, in a line.
 
-    python benchmarks/bench_folder_to_fid.py [--count 1000] [--full] [--rounds 1] [--quick] [--json FILE]
+    python benchmarks/bench_folder_to_fid.py [--count 1000] [--full] [--eager] [--rounds 1] [--quick] [--json FILE]
 """
 
 from __future__ import annotations
@@ -210,6 +210,7 @@ def main(argv: Sequence[str] | None = None, sides: Mapping[str, Callable[[Path],
     made.add_argument("--count", type=int, default=None, help="pictures in the folder (default 1000; quick 10)")
     made.add_argument("--full", action="store_true", help="5000 pictures")
     made.add_argument("--side", type=int, default=256, help="their height and width (default 256)")
+    made.add_argument("--eager", action="store_true", help="leave out what is compiled")
     made.add_argument("--workers", type=int, default=1, help="processes that decode (default 1)")
     made.add_argument("--only", choices=(*OURS, *PEERS), help=argparse.SUPPRESS)
     made.add_argument("--work", type=Path, help=argparse.SUPPRESS)
@@ -232,7 +233,10 @@ def main(argv: Sequence[str] | None = None, sides: Mapping[str, Callable[[Path],
             for peer in PEERS:
                 if peer not in here:
                     print(f"{peer} is not installed, and left out: pip install {peer}")
-            names = ["ours"] if chosen.quick else [*OURS]
+            names = ["ours"] if chosen.quick else [n for n in OURS if not (chosen.eager and "compiled" in n)]
+            if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+                print("this CPU has no bfloat16 instructions, which makes bf16 several times slower: left out")
+                names = [n for n in names if "bf16" not in n]
             chosen_sides = {
                 n: (lambda where, n=n: apart(n, where, chosen.workers, chosen.threads)) for n in [*names, *here]
             }

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +17,8 @@ from pathlib import Path
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MPLBACKEND", "Agg")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# Nothing is left in the cache of whoever runs the tests, and nothing that lies there changes them.
+os.environ["SCORELINE_CACHE"] = tempfile.mkdtemp(prefix="scoreline-tests-")
 # Tests start processes in other folders, where a relative path would lead nowhere.
 if os.environ.get("PYTHONPATH"):
     os.environ["PYTHONPATH"] = os.pathsep.join(map(os.path.abspath, os.environ["PYTHONPATH"].split(os.pathsep)))
@@ -35,6 +39,10 @@ def pytest_configure(config: pytest.Config) -> None:
     path = config.getoption("--facts")
     if path and not hasattr(config, "workerinput"):
         config.pluginmanager.register(Recorder(Path(path)), "facts-recorder")
+
+
+def pytest_unconfigure() -> None:
+    shutil.rmtree(os.environ["SCORELINE_CACHE"], ignore_errors=True)
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:

@@ -48,6 +48,14 @@ class Answer:
 Call = Callable[..., Answer]
 
 
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """What is kept for the next run is kept here."""
+    folder = tmp_path_factory.mktemp("cache") / "scoreline"
+    monkeypatch.setenv("SCORELINE_CACHE", str(folder))
+    return folder
+
+
 @pytest.fixture
 def scoreline(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Call:
     """`scoreline(*arguments)` runs the command line in an empty folder."""

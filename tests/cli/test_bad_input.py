@@ -148,7 +148,7 @@ def commands(tiny: str) -> dict[str, list[str]]:
         "compare": ["compare", tiny, *COMPARE],
         "train": ["train", "digits-net", "--steps", "4", "--batch-size", "4", "--out", "made"],
         "score": ["score", "--real", "digits", "--generated", "digits", "--features", "pixels", "--metrics", "fd",
-                  "--save-statistics", "made/s.npz"],
+                  "--save-statistics", "made/s.npz", "--out", "made"],
         "data": ["data", "digits", "--out", "made/grid.png"],
     }  # fmt: skip
 

@@ -26,14 +26,6 @@ def write_folder(folder: Path, pictures: np.ndarray, suffix: str = ".png", **set
         Image.fromarray(picture).save(folder / f"{i:04d}{suffix}", **settings)
 
 
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """What is kept for the next run is kept here."""
-    folder = tmp_path_factory.mktemp("cache")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(folder))
-    return folder / "scoreline"
-
-
 @pytest.fixture
 def noise(tmp_path: Path) -> np.ndarray:
     """100 grey pictures of 8x8 noise, in noise.npz, noise.npy and the folder noise."""

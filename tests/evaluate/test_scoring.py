@@ -16,10 +16,10 @@ import pytest
 import torch
 
 from scoreline.core.errors import ArtefactError, InputError
+from scoreline.core.files import cache_folder
 from scoreline.core.score import Score
 from scoreline.data import load_images
 from scoreline.evaluate import extraction
-from scoreline.evaluate.cache import cache_folder
 from scoreline.evaluate.scoring import score_sets
 from scoreline.metrics import frechet_distance, kernel_distance, prdc
 from scoreline.nn.features import Pixels
@@ -27,7 +27,7 @@ from scoreline.nn.features import Pixels
 
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("SCORELINE_CACHE", str(tmp_path / "cache"))
 
 
 @pytest.fixture

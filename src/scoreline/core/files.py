@@ -18,7 +18,7 @@ from typing import Any
 
 from scoreline.core.errors import ArtefactError, InputError
 
-__all__ = ["atomic_path", "sweep", "write_json", "read_json"]
+__all__ = ["atomic_path", "cache_folder", "sweep", "write_json", "read_json"]
 
 _MENDS = {
     errno.ENOSPC: "the disk is full; free some space or choose another folder",
@@ -100,6 +100,12 @@ def sweep(folder: str | os.PathLike[str]) -> None:
         if re.fullmatch(r"\.\w+\.partial.*|\.tmp\w{6}", path.name):
             with suppress(OSError):
                 path.unlink()
+
+
+def cache_folder() -> Path:
+    """Where to keep what can be made or fetched again: $SCORELINE_CACHE, or scoreline/ in $XDG_CACHE_HOME or ~/.cache."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(os.environ.get("SCORELINE_CACHE") or Path(base) / "scoreline")
 
 
 def _concerns(error: Exception, target: Path, temporary: Path) -> bool:

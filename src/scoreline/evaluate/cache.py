@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -26,16 +25,10 @@ from scoreline.core.moments import Moments
 from scoreline.evaluate.extraction import SAMPLE, Taken
 from scoreline.evaluate.rows import FeatureFile
 
-__all__ = ["cache_folder", "cached", "store"]
+__all__ = ["cached", "store"]
 
 _VERSION = 1
 _MOST_BYTES = 2**30
-
-
-def cache_folder() -> Path:
-    """$XDG_CACHE_HOME/scoreline, or ~/.cache/scoreline."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "scoreline"
 
 
 def _path(folder: Path, fingerprint: str, protocol: Mapping[str, str], tap: str) -> Path:

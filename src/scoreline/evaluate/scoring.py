@@ -21,11 +21,11 @@ import torch
 from scoreline.core.cost import machine, measured
 from scoreline.core.device import pick_device
 from scoreline.core.errors import ArtefactError, InputError, ScorelineError, unknown_name
-from scoreline.core.files import write_json
+from scoreline.core.files import cache_folder, write_json
 from scoreline.core.score import Protocol
 from scoreline.data import load_images
 from scoreline.data.pixels import OnBadImage
-from scoreline.evaluate.cache import cache_folder, cached, store
+from scoreline.evaluate.cache import cached, store
 from scoreline.evaluate.extraction import Network, Taken, extract, take_features, work_folder, work_key
 from scoreline.evaluate.measures import PRDC_MODES, Known, Measured, Scorer, compare_measured
 from scoreline.evaluate.planning import METRICS, Part, Plan, check_saving, planned

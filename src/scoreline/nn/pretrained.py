@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from scoreline.core.errors import ArtefactError, unknown_name
+from scoreline.core.files import cache_folder
 
 __all__ = [
     "PRETRAINED",
@@ -132,10 +133,8 @@ def pretrained_folders(name: str) -> list[Path]:
     $SCORELINE_CACHE, or else $XDG_CACHE_HOME/scoreline or ~/.cache/scoreline; then the folder in which the publishers'
     own loader keeps the file, so that nothing is downloaded twice.
     """
-    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    own = Path(os.environ.get("SCORELINE_CACHE") or Path(cache) / "scoreline")
     folder = PRETRAINED[name].folder
-    return [own, Path(torch.hub.get_dir()) / "checkpoints" if folder is None else Path.home() / folder]
+    return [cache_folder(), Path(torch.hub.get_dir()) / "checkpoints" if folder is None else Path.home() / folder]
 
 
 def find_pretrained(name: str, path: str | os.PathLike[str] | None = None) -> Path:
