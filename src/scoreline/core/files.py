@@ -103,7 +103,7 @@ def sweep(folder: str | os.PathLike[str]) -> None:
 
 
 def cache_folder() -> Path:
-    """Where to keep what can be made or fetched again: $SCORELINE_CACHE, or scoreline/ in $XDG_CACHE_HOME or ~/.cache."""
+    """Where to keep what can be made again: $SCORELINE_CACHE, else scoreline/ in $XDG_CACHE_HOME or ~/.cache."""
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(os.environ.get("SCORELINE_CACHE") or Path(base) / "scoreline")
 
