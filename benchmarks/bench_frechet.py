@@ -1,13 +1,15 @@
 """Frechet distance from moments: the symmetric route against SciPy's sqrtm and the eigenvalues of the product.
 
-All routes run in turn in one process on the same moments, of features with the slowly decaying spectrum of a real
-network's. Prints seconds, ratios and relative agreement, then the rank-deficient case against the nuclear norm.
+Where pytorch-fid and torch-fidelity are installed, their own functions run beside ours too. All routes run in turn in
+one process on the same moments, of features with the slowly decaying spectrum of a real network's. Prints seconds,
+ratios and relative agreement, then the rank-deficient case against the nuclear norm.
 
     python benchmarks/bench_frechet.py [--dim 2048] [--rounds 1] [--quick] [--json FILE]
 """
 
 from __future__ import annotations
 
+import importlib
 import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -37,14 +39,33 @@ def nuclear(x: Tensor, y: Tensor) -> float:
     return float((x.mean(0) - y.mean(0)).square().sum() + xc.square().sum() + yc.square().sum() - 2 * root)
 
 
+def peers(statistics: Sequence[Tensor]) -> dict[str, Callable[[], float]]:
+    """The functions of the peers that can be imported, on the same moments; torchvision may refuse another torch."""
+    m1, s1, m2, s2 = (part.numpy() for part in statistics)
+    found: dict[str, Callable[[], float]] = {}
+    try:
+        theirs = importlib.import_module("pytorch_fid.fid_score").calculate_frechet_distance
+        found["pytorch-fid"] = lambda: float(theirs(m1, s1, m2, s2))
+    except (ImportError, RuntimeError):
+        pass
+    try:
+        module = importlib.import_module("torch_fidelity.metric_fid")
+        sides = {"mu": m1, "sigma": s1}, {"mu": m2, "sigma": s2}
+        found["torch-fidelity"] = lambda: float(*module.fid_statistics_to_metric(*sides, False).values())
+    except (ImportError, RuntimeError):
+        pass
+    return found
+
+
 def full_rank(dim: int, rounds: int, warmup: int = 0) -> dict[str, Any]:
-    """Three routes on the moments of N = M = 2d features."""
+    """Our routes, and the peers' functions, on the moments of N = M = 2d features."""
     a, b = Moments.of(features(2 * dim, dim, 1)), Moments.of(features(2 * dim, dim, 2))
     statistics = a.mean, a.cov(), b.mean, b.cov()
     routes: tuple[Literal["symmetric", "eigvals", "sqrtm"], ...] = ("symmetric", "eigvals", "sqrtm")
     runs: dict[str, Callable[[], float]] = {
         method: partial(frechet_distance_from_statistics, *statistics, method=method) for method in routes
     }
+    runs |= peers(statistics)
     timed = race(runs, rounds, warmup=warmup)
     ours = timed.values["symmetric"]
     return {
@@ -88,7 +109,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         full_rank(32, 1), deficient(32, 1)  # the first calls load SciPy and start LAPACK's threads
         full, few = full_rank(dim, chosen.rounds), deficient(dim, chosen.rounds)
     print(f"full rank, d = {dim}, N = M = {2 * dim}, from moments; agreement within 1e-8 is the aim")
-    aims = {"symmetric": "-", "eigvals": 2.5, "sqrtm": 10.0}
+    aims = {"symmetric": "-", "eigvals": 2.5, "sqrtm": 10.0, "torch-fidelity": 2.5, "pytorch-fid": 10.0}
     rows = [
         [route, f["median"], f["ratio"], aims[route], f"{full['relative_difference'][route]:.1e}"]
         for route, f in full["seconds"].items()
