@@ -11,6 +11,7 @@ that before it, so that features and libraries are not counted.
 from __future__ import annotations
 
 import contextlib
+import gc
 import importlib
 import io
 from collections.abc import Callable, Sequence
@@ -86,6 +87,7 @@ def counts(values: dict[str, float], count: int) -> dict[str, int]:
 
 def extra_memory(run: Callable[[], Any]) -> int:
     """Bytes that one run adds at its peak to what was there before."""
+    gc.collect()  # what is given back in the middle would hide what the run takes
     with measured() as before:
         pass
     with measured() as cost:
