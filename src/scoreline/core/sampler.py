@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from types import SimpleNamespace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -120,6 +120,14 @@ class Sampler:
         """Network evaluations of a run of `steps` levels that ends at the clean image, guidance not counted."""
         return steps
 
+    def calibrated(self, denoiser: Denoiser) -> Self:
+        """This sampler, or a copy that holds what was estimated on this model beforehand.
+
+        Raises:
+            InputError: there is no calibration for the model; how to make one is named.
+        """
+        return self
+
     def plan(self, evaluations: int = 1) -> int:
         """The number of steps that this sampler will make on a model that costs `evaluations` a call.
 
@@ -185,6 +193,9 @@ class Sampler:
         Raises:
             InputError: the times are not monotone, leave the schedule, or do not fit this sampler.
         """
+        ready = self.calibrated(denoiser)
+        if ready is not self:
+            return ready(denoiser, noise, times=times, x=x, trajectory=trajectory)
         schedule = denoiser.schedule
         _check_shapes(denoiser, noise, x)
         grid = self.times(schedule, denoiser.evaluations) if times is None else times

@@ -86,6 +86,7 @@ def check_fit(sampler: Sampler, model: Denoiser) -> int:
     Raises:
         InputError: no run fits the budget, or the sampler does not fit the model's schedule.
     """
+    sampler = sampler.calibrated(model)
     times = sampler.times(model.schedule, model.evaluations)
     model.check(times)
     sampler.coefficients(model.schedule, times)
