@@ -20,7 +20,7 @@ def draw(n: int, d: int, seed: int) -> torch.Tensor:
 def test_the_line_is_recovered(monkeypatch: pytest.MonkeyPatch) -> None:
     """With FD = 2 + 30 / n exactly, the intercept is 2, the slope 30, and the error nothing."""
     home = sys.modules[fid_infinity.__module__]  # the package attribute of that name is the function
-    monkeypatch.setattr(home, "frechet_distance", lambda real, generated, method: 2 + 30 / len(generated))
+    monkeypatch.setattr(home, "frechet_distance", lambda real, generated, method: 2 + 30 / generated.count)
     fit = fid_infinity(draw(50, 3, 0), draw(400, 3, 1))
     assert fit.value == pytest.approx(2, abs=1e-10)
     assert fit.slope == pytest.approx(30, rel=1e-10)
@@ -48,6 +48,22 @@ def test_the_last_point_is_the_whole_set_and_seeds_decide_the_rest() -> None:
     assert a == b
     assert a.distances[:-1] != c.distances[:-1]
     assert a.distances[-1] == pytest.approx(frechet_distance(real, generated), rel=1e-9)
+
+
+def test_subsets_are_never_copied_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows may lie in a file larger than the memory: they are gathered a block at a time."""
+    real, generated = Moments.of(draw(300, 3, 0)), draw(1000, 3, 1)
+    whole, seen, update = fid_infinity(real, generated), [], Moments.update
+
+    def watched(self: Moments, features: torch.Tensor) -> Moments:
+        seen.append(len(features))
+        return update(self, features)
+
+    monkeypatch.setattr(Moments, "update", watched)
+    monkeypatch.setattr(sys.modules[fid_infinity.__module__], "_ROWS", 64)
+    parts = fid_infinity(real, generated)
+    assert max(seen) == 64
+    assert parts.distances == pytest.approx(whole.distances, rel=1e-9)
 
 
 @pytest.mark.filterwarnings("ignore:.*rank deficient:UserWarning")

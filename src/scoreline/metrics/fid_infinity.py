@@ -18,6 +18,8 @@ from scoreline.metrics.frechet import Method, frechet_distance
 
 __all__ = ["FIDInfinity", "fid_infinity"]
 
+_ROWS = 4096
+
 
 @dataclass(frozen=True)
 class FIDInfinity:
@@ -39,6 +41,16 @@ class FIDInfinity:
     slope: float
     sizes: tuple[int, ...]
     distances: tuple[float, ...]
+
+
+def _subset(features: Tensor, rows: Tensor) -> Tensor | Moments:
+    """Some rows; where they outnumber the dimensions their moments, so that no large part is ever copied."""
+    if len(rows) <= features.shape[1]:
+        return features[rows]
+    moments = Moments(features.shape[1], features.device)
+    for part in rows.split(_ROWS):
+        moments.update(features[part])
+    return moments
 
 
 def fid_infinity(
@@ -85,10 +97,10 @@ def fid_infinity(
             real = Moments(real.shape[1], real.device).update(real)
     sizes = torch.linspace(first, count, points, dtype=torch.float64).long()
     generator = torch.Generator().manual_seed(seed)
-    orders = [torch.randperm(count, generator=generator).to(generated.device) for _ in range(points)]
-    distances = [
-        frechet_distance(real, generated[order[:n]], method=method) for order, n in zip(orders, sizes.tolist())
-    ]
+    distances = []
+    for n in sizes.tolist():
+        rows = torch.randperm(count, generator=generator)[:n].sort().values.to(generated.device)
+        distances.append(frechet_distance(real, _subset(generated, rows), method=method))
     x, y = 1 / sizes.double(), torch.tensor(distances, dtype=torch.float64)
     spread = (x - x.mean()).square().sum()
     slope = ((x - x.mean()) * (y - y.mean())).sum() / spread
