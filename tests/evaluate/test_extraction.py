@@ -224,7 +224,8 @@ def test_memory_does_not_grow_with_the_number_of_stored_features(tmp_path: Path,
         highest = max(highest, resident())
 
     file = FeatureFile(tmp_path / "x.npy", 128, count, 64, np.dtype("<f4"))
-    taken = take_features(file, "real", advance)
+    taken = take_features(file, "real", advance, Processes())
+    assert taken is not None
     assert taken.count == count
     # a chunk is 32 MB in float32; conversions and checks hold some copies of it and of its parts
     assert highest - before < 90e6

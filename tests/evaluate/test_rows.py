@@ -42,6 +42,9 @@ def test_all_ways_of_storing_give_the_same_rows(
     assert [len(chunk) for chunk in chunks] == [7] * 14 + [3]
     for read in (torch.cat(chunks), found.tensor()):
         assert torch.equal(read, wanted)
+    shares = [torch.cat(list(found.chunks(share, 4))) for share in range(4)]
+    assert [len(share) for share in shares] == [25, 25, 25, 26]
+    assert torch.equal(torch.cat(shares), wanted)
     some = torch.tensor([3, 100, 0])
     assert torch.equal(found.take(some), wanted[some])
 

@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from scoreline.core.files import cache_folder
 from scoreline.core.score import Score
 from scoreline.data import load_images
 from scoreline.evaluate import extraction
+from scoreline.evaluate.rows import FeatureFile
 from scoreline.evaluate.scoring import score_sets
 from scoreline.metrics import frechet_distance, kernel_distance, prdc
 from scoreline.nn.features import Pixels
@@ -264,6 +266,14 @@ def test_two_processes_give_the_number_of_one(tmp_path: Path, stored: dict[str, 
 
 
 def test_two_processes_and_stored_features(tmp_path: Path, stored: dict[str, np.ndarray]) -> None:
+    """Each reads half of the rows."""
+    read, chunks = [], FeatureFile.chunks
+
+    def counted(*share: Any) -> Iterator[torch.Tensor]:
+        for chunk in chunks(*share):
+            read.append(len(chunk))
+            yield chunk
+
     real, good = str(tmp_path / "real.npy"), str(tmp_path / "good.npy")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -273,12 +283,17 @@ def test_two_processes_and_stored_features(tmp_path: Path, stored: dict[str, np.
         pid = os.fork()
         if pid == 0:
             os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+            FeatureFile.chunks = counted
             found = score_sets(real, good, quiet=True)
             (tmp_path / f"{rank}.json").write_text(json.dumps(found))
+            (tmp_path / f"{rank}.read").write_text(str(sum(read)))
             os._exit(0)
         children.append(pid)
     assert [os.waitpid(pid, 0)[1] for pid in children] == [0, 0]
     assert json.loads((tmp_path / "1.json").read_text()) == {}
+    halves = [int((tmp_path / f"{rank}.read").read_text()) for rank in (0, 1)]
+    assert sum(halves) == len(stored["real"]) + len(stored["good"])
+    assert abs(halves[0] - halves[1]) <= 2
     one, two = score_sets(real, good, quiet=True), json.loads((tmp_path / "0.json").read_text())
     for a, b in zip(one["scores"], two["scores"], strict=True):
         assert a["value"] == pytest.approx(b["value"], rel=1e-9)

@@ -81,13 +81,21 @@ def sampled_rows(count: int, size: int) -> Tensor:
     return torch.randperm(count, generator=torch.Generator().manual_seed(0))[:size].sort().values
 
 
-def take_features(features: FeatureFile, name: str, advance: Callable[[int, str], None]) -> Taken:
-    """Moments and sample of stored features, streamed."""
+def take_features(
+    features: FeatureFile, name: str, advance: Callable[[int, str], None], team: Processes
+) -> Taken | None:
+    """Moments and sample of stored features, streamed, an equal share in each process; None but in process 0."""
     moments = Moments(features.dim)
-    for chunk in features.chunks():
+    for chunk in features.chunks(team.rank, team.world):
         check_features(chunk, name)
         moments.update(chunk)
-        advance(len(chunk), name)
+        advance(len(chunk) * team.world, name)
+    parts = team.gathered(moments.to_tensors())
+    if not team.first:
+        return None
+    moments = Moments(features.dim)
+    for part in parts:
+        moments.merge(Moments.from_tensors(part))
     return Taken(moments, features.take(sampled_rows(len(features), SAMPLE)), features)
 
 

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import datetime
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
 
 from scoreline.core.errors import InputError
 
@@ -51,6 +54,20 @@ class Processes:
         dist.broadcast_object_list(box, src=0)
         return box[0]
 
+    def gathered(self, tensors: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
+        """The tensors of all processes, by rank, of the same names and shapes in each; empty but in process 0."""
+        if self.world == 1:
+            return [dict(tensors)]
+        import torch.distributed as dist
+
+        found: list[dict[str, Tensor]] = [{} for _ in range(self.world)]
+        for name, value in sorted(tensors.items()):
+            parts = [torch.empty_like(value) for _ in range(self.world)] if self.first else None
+            dist.gather(value.contiguous(), parts, dst=0)
+            for one, part in zip(found, parts or ()):
+                one[name] = part
+        return found if self.first else []
+
 
 @contextmanager
 def processes() -> Iterator[Processes]:
@@ -68,7 +85,7 @@ def processes() -> Iterator[Processes]:
         return
     import torch.distributed as dist
 
-    # Gloo carries nothing but a few words between barriers, so that it serves CPU and GPU alike.
+    # Gloo carries a few words between barriers, and moments, so that it serves CPU and GPU alike.
     started = not dist.is_initialized()
     if started:
         dist.init_process_group("gloo", timeout=_PATIENCE)

@@ -72,11 +72,12 @@ class FeatureFile:
         chosen = np.array(self._map()[rows.numpy()])
         return torch.from_numpy(chosen if chosen.dtype.isnative else chosen.astype(chosen.dtype.newbyteorder("=")))
 
-    def chunks(self) -> Iterator[Tensor]:
-        """All rows in order, in chunks whose size depends on D alone."""
+    def chunks(self, share: int = 0, shares: int = 1) -> Iterator[Tensor]:
+        """The rows of one of several equal shares in order, in chunks of a size that depends on D alone."""
         size = max(1, _CHUNK_BYTES // (8 * self.dim))
-        for start in range(0, self.count, size):
-            yield self.read(start, min(start + size, self.count))
+        first, last = share * self.count // shares, (share + 1) * self.count // shares
+        for start in range(first, last, size):
+            yield self.read(start, min(start + size, last))
 
     def tensor(self) -> Tensor:
         """All rows, mapped into memory; changes stay private."""

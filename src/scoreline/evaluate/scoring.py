@@ -243,7 +243,8 @@ def _taken(
 ) -> dict[str, Taken]:  # fmt: skip
     """Features of one set: from the cache, from a pass over the images, or streamed from a file."""
     if source.features is not None:
-        return {"0.features": take_features(source.features, source.role, advance)} if team.first else {}
+        found = take_features(source.features, source.role, advance, team)
+        return {} if found is None else {"0.features": found}
     if source.images is None:
         return {}
     rows_of = _ROWS_OF["real" if source.role == "real" else "generated"]
@@ -262,10 +263,10 @@ def _taken(
     known: dict[str, Taken] = {}
     remember = cache and source.role == "real"
     if remember and team.first:
-        found = {
+        kept = {
             key: cached(cache_folder(), fingerprint, n.encoder.protocol, tap, rows=keep) for key, n, tap, keep in named
         }
-        known = {key: taken for key, taken in found.items() if taken is not None}
+        known = {key: taken for key, taken in kept.items() if taken is not None}
     if team.agreed(lambda: len(known) == len(named)):
         advance(len(images), source.role)
         return known
