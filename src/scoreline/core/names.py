@@ -67,6 +67,9 @@ TABLE: dict[str, dict[str, str]] = {
         "digits-eps": "digits-eps.safetensors",
         "digits-net": "digits-net.safetensors",
     },
+    "calibration": {
+        "dpm-solver-v3": "scoreline.samplers.model_statistics:ModelStatistics",
+    },
     "encoder": {
         "inception-2015": "scoreline.nn.inception:Inception2015",
         "dinov2-vit-l-14": "scoreline.nn.dinov2:DINOv2",
