@@ -55,6 +55,9 @@ TABLE: dict[str, dict[str, str]] = {
         "ancestral": "scoreline.samplers.ancestral:Ancestral",
         "dpm-solver++2m": "scoreline.samplers.dpm_solver_pp:DPMSolverPP2M",
         "dpm-solver++3m": "scoreline.samplers.dpm_solver_pp:DPMSolverPP3M",
+        "time-shift": "scoreline.guidance.time_shift:TimeShift",
+        "epsilon-scaling": "scoreline.guidance.epsilon_scaling:EpsilonScaling",
+        "rk45": "scoreline.samplers.rk45:RK45",
     },
     "method": {
         "denoising": "scoreline.diffusion.denoising:Denoising",
