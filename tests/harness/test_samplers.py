@@ -37,6 +37,12 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
     "heun": [{"s_churn": 4.0, "s_min": 0.05, "s_max": 50.0, "s_noise": 1.003}],
     "ancestral": [{"eta": 0.4, "s_noise": 0.9}],
     "dpm-solver++3m": [{"variant": "released"}],
+    "time-shift": [
+        {"of": "ddpm", "cutoff": 0, "window": 200},
+        {"of": "dpm-solver++2m", "cutoff": 0},
+        {"mode": "official_target", "cutoff": 0},
+        {"of": "heun", "mode": "official_input", "cutoff": 0},
+    ],
 }
 Case = tuple[str, dict[str, Any]]
 CASES: list[Case] = [(name, kwargs) for name in names("sampler") for kwargs in [{}, *VARIANTS.get(name, [])]]
