@@ -407,3 +407,61 @@ def test_all_taps_of_one_network_in_one_pass(
     scoreline(*command, "--real", "s.npz", "--metrics", "fd,is").fails(2, "Frechet distance only")
     np.savez("t.npz", mu=np.zeros(4), sigma=np.eye(4))
     scoreline(*command, "--real", "t.npz", "--metrics", "sfid").fails(2, "mu_s and sigma_s")
+
+
+@pytest.fixture
+def tiny_clip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The largest CLIP made small, its random weights stored under the published names."""
+    from safetensors.torch import save_file
+
+    from scoreline.nn import clip
+
+    sizes = {"width": 64, "depth": 2, "patch": 14, "size": 28, "dim": 16}
+    monkeypatch.setitem(clip.CLIP_MODELS, "clip-vit-l-14-336", (sizes, {"width": 64}))
+    torch.manual_seed(0)
+    state = {}
+    for name, value in clip.CLIPImageEncoder(**sizes).state_dict().items():
+        for ours, theirs in (
+            ("blocks.", "transformer.resblocks."), (".attn.qkv.", ".attn.in_proj_"), (".attn.proj.", ".attn.out_proj."),
+            (".norm1.", ".ln_1."), (".norm2.", ".ln_2."), (".fc1.", ".c_fc."), (".fc2.", ".c_proj."),
+        ):  # fmt: skip
+            name = name.replace(ours, theirs)
+        state[f"visual.{name}"] = value
+    save_file(state, tmp_path / "clip.safetensors")
+    return tmp_path / "clip.safetensors"
+
+
+def test_cmmd_of_colour_pictures(scoreline: Any, tiny_clip: Path, tmp_path: Path) -> None:
+    """From folders of pictures through CLIP's tower to the number that its own functions give."""
+    from scoreline.metrics import cmmd
+    from scoreline.nn.clip import CLIPImageEncoder
+
+    rng = np.random.default_rng(0)
+    sets = {"a": rng.integers(0, 256, (30, 20, 20, 3)), "b": rng.integers(60, 200, (25, 20, 20, 3))}
+    for name, pictures in sets.items():
+        write_folder(tmp_path / name, pictures.astype(np.uint8))
+    command = ["score", "--real", "./a", "--generated", "./b", "--features", "clip-vit-l-14-336"]
+    answer = scoreline(*command, "--metrics", "cmmd", "--weights", str(tiny_clip), "--json")
+    net = CLIPImageEncoder.load(tiny_clip)
+    rows = [net(torch.from_numpy(x).permute(0, 3, 1, 2).float() / 127.5 - 1) for x in sets.values()]
+    assert values(answer)["cmmd"] == pytest.approx(cmmd(*rows), rel=1e-4)
+    (score,) = answer.json["scores"]
+    assert score["interval"]["low"] < score["value"] < score["interval"]["high"]
+    assert score["protocol"]["features"] == "clip-vit-l-14-336"
+    assert score["protocol"]["weights"] == net.weights_sha256
+
+
+def test_cmmd_beside_another_networks_distance(
+    scoreline: Any, tiny_clip: Path, noise: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Grey digits go to their own network for fd and, in three equal channels, to CLIP for cmmd."""
+    from scoreline.metrics import cmmd
+    from scoreline.nn.clip import CLIPImageEncoder
+
+    net = CLIPImageEncoder.load(tiny_clip)
+    monkeypatch.setattr(CLIPImageEncoder, "load", lambda *_, **__: net)
+    found = values(scoreline("score", "--real", "digits", "--generated", "noise.npz", "--metrics", "fd,cmmd", "--json"))
+    made = torch.from_numpy(noise).float()[:, None] / 127.5 - 1
+    rows = [net(x.expand(-1, 3, -1, -1)) for x in (digits("test"), made)]
+    assert found["cmmd"] == pytest.approx(cmmd(*rows), rel=1e-4)
+    assert found["fd-digits"] > 0

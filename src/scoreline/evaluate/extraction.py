@@ -9,6 +9,7 @@ too) stays flat in the number of images, and a run that was killed goes on and g
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
@@ -29,6 +30,7 @@ from scoreline.core.files import atomic_path, sweep
 from scoreline.core.moments import Moments, check_features
 from scoreline.data.images import Images
 from scoreline.evaluate.processes import Processes
+from scoreline.evaluate.protocols import COLOUR
 from scoreline.evaluate.rows import FeatureFile
 
 __all__ = ["CHUNK", "SAMPLE", "Network", "Taken", "extract", "sampled_rows", "take_features", "work_folder", "work_key"]
@@ -318,10 +320,21 @@ def _activations(network: Network, prepared: Tensor) -> dict[str, Tensor]:
     return {tap: value.to("cpu", torch.float32, copy=True).contiguous() for tap, value in found.items()}
 
 
+def _preparation(encoder: Encoder, images: Images) -> Callable[[Tensor], Tensor]:
+    """The network's own preprocessing, after grey images got the three channels that some networks take alone."""
+    if images.shape[0] == 1 and encoder.protocol["features"] in COLOUR:
+        return functools.partial(_coloured, encoder.preprocess)
+    return encoder.preprocess
+
+
+def _coloured(preprocess: Callable[[Tensor], Tensor], image: Tensor) -> Tensor:
+    return preprocess(image.expand(-1, 3, -1, -1))
+
+
 def _prepared(images: Images, networks: Sequence[Network], spans: list[range], workers: int) -> Iterator[list[Tensor]]:
     if not spans:
         return
-    batches = _Batches(images, [network.encoder.preprocess for network in networks], spans)
+    batches = _Batches(images, [_preparation(network.encoder, images) for network in networks], spans)
     settings: dict[str, Any] = {}
     if workers > 0:
         # Forked workers share what is read already; where there is no fork, they are given a copy.
