@@ -33,6 +33,7 @@ TABLE: dict[str, dict[str, str]] = {
         "linspace": "scoreline.diffusion.grids:linspace",
         "fractional": "scoreline.diffusion.grids:fractional",
         "quadratic": "scoreline.diffusion.grids:quadratic",
+        "power-t": "scoreline.diffusion.grids:power_t",
     },
     "network": {
         "unet": "scoreline.nn.unet:UNet",
@@ -55,6 +56,7 @@ TABLE: dict[str, dict[str, str]] = {
         "ancestral": "scoreline.samplers.ancestral:Ancestral",
         "dpm-solver++2m": "scoreline.samplers.dpm_solver_pp:DPMSolverPP2M",
         "dpm-solver++3m": "scoreline.samplers.dpm_solver_pp:DPMSolverPP3M",
+        "deis": "scoreline.samplers.deis:DEIS",
         "time-shift": "scoreline.guidance.time_shift:TimeShift",
         "epsilon-scaling": "scoreline.guidance.epsilon_scaling:EpsilonScaling",
         "rk45": "scoreline.samplers.rk45:RK45",
@@ -63,6 +65,10 @@ TABLE: dict[str, dict[str, str]] = {
         "denoising": "scoreline.diffusion.denoising:Denoising",
         "classification": "scoreline.classify.plain:Classification",
         "kl-autoencoding": "scoreline.generators.autoencoding:KLAutoencoding",
+    },
+    "bridge": {
+        # Readers of the formats of others: functions from a path to a model.
+        "diffusers-pipeline": "scoreline.bridges.diffusers_models:load_pipeline",
     },
     "model": {
         # Files in scoreline/models, not import paths.

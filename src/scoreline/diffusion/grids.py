@@ -11,7 +11,8 @@ import numpy as np
 from scoreline.core.errors import InputError
 from scoreline.core.schedule import Schedule
 
-__all__ = ["fractional", "karras", "leading", "linspace", "logsnr", "quadratic", "time", "time_to_clean", "trailing"]
+__all__ = ["fractional", "karras", "leading", "linspace", "logsnr", "power_t", "quadratic", "time", "time_to_clean"]
+__all__ += ["trailing"]
 
 
 def karras(schedule: Schedule, steps: int, *, rho: float = 7.0) -> np.ndarray:
@@ -51,6 +52,29 @@ def time_to_clean(schedule: Schedule, steps: int) -> np.ndarray:
     # Where the clean end is no limit of the schedule but a time of its own, the levels stop short of t_min instead.
     low = schedule.clean if schedule.clean >= 0 else schedule.t_min
     return _known(schedule, np.linspace(schedule.t_max, low, steps + 1)[:-1])
+
+
+def power_t(schedule: Schedule, steps: int, *, k: float = 2.0) -> np.ndarray:
+    """t_i = (T^(1/k) + i/N (t_end^(1/k) - T^(1/k)))^k, i = 0 ... N-1; the clean end takes the place of t_N = t_end.
+
+    On tables the times are rounded down; those that fall together give way to the smallest free entries.
+
+    Reference: Zhang & Chen 2023 (DEIS), k = 2.
+
+    >>> from scoreline.diffusion.schedules import VP
+    >>> power_t(VP(), 10)[:2].round(5).tolist()
+    [1.0, 0.8157]
+    """
+    root = schedule.t_max ** (1 / k)
+    levels = (root + np.arange(steps) / steps * (schedule.t_min ** (1 / k) - root)) ** k
+    levels[0] = schedule.t_max
+    if schedule.known is None:
+        return _known(schedule, levels)
+    if steps > len(schedule.known):
+        raise InputError("steps", steps, f"the model knows {len(schedule.known)} levels; use fewer steps")
+    chosen = np.unique(np.floor(levels + 1e-9))
+    free = np.setdiff1d(schedule.known, chosen)[: steps - len(chosen)]
+    return np.sort(np.append(chosen, free))[::-1].copy()
 
 
 def leading(schedule: Schedule, steps: int) -> np.ndarray:

@@ -21,9 +21,25 @@ import numpy as np
 
 from scoreline.core.errors import InputError
 
-__all__ = ["difference_weights", "lagrange", "lagrange_integrals", "phi", "taylor_weights"]
+__all__ = ["ADAMS_BASHFORTH", "LeastSteps", "difference_weights", "lagrange", "lagrange_integrals", "phi"]
+__all__ += ["taylor_weights"]
+
+# Weights of the newest value and of those before it, for even steps; degree 0 to 3.
+ADAMS_BASHFORTH = (
+    (1.0,),
+    (3 / 2, -1 / 2),
+    (23 / 12, -16 / 12, 5 / 12),
+    (55 / 24, -59 / 24, 37 / 24, -9 / 24),
+)
 
 _SERIES = 2.0  # |z| below which the Taylor series is used; the recursion loses digits there
+
+
+class LeastSteps:
+    """`min_steps` of a sampler whose order is a setting: 1 on the class, `_least()` on an instance."""
+
+    def __get__(self, sampler: Any, owner: type) -> int:
+        return 1 if sampler is None else sampler._least()
 
 
 def phi(k: int, z: Any) -> Any:
@@ -94,24 +110,27 @@ def lagrange_integrals(
     high: float,
     *,
     of: Callable[[np.ndarray], np.ndarray] | None = None,
+    weight: Callable[[np.ndarray], np.ndarray] | None = None,
     points: int = 32,
 ) -> np.ndarray:
-    """I_j = int_low^high L_j(of(u)) du by Gauss-Legendre quadrature; exact for polynomials when `of` is None.
+    """I_j = int_low^high L_j(of(u)) weight(u) du by Gauss-Legendre quadrature; exact for polynomials.
 
     Args:
         nodes: (n,) distinct values of the interpolation variable of(u).
         low, high: ends of the integration variable u; high may be below low.
         of: smooth map from u to the interpolation variable; None is u itself.
+        weight: smooth factor; None is 1.
         points: quadrature nodes.
 
     Returns:
-        (n,) integrals; their sum is high - low.
+        (n,) integrals; their sum is the integral of the weight.
 
     >>> lagrange_integrals([0.0, -1.0], 0.0, 1.0).round(12).tolist()
     [1.5, -0.5]
     """
     at, weights = _gauss(points)
     u = low + (high - low) * at
+    weights = weights if weight is None else weights * weight(u)
     return (high - low) * (lagrange(nodes, u if of is None else of(u)) @ weights)
 
 
