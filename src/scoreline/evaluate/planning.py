@@ -173,7 +173,7 @@ def _part(encoder: Encoder, metrics: Sequence[str]) -> Part:
 def _check_foreign(role: str, source: Source, encoder: Encoder) -> None:
     """Stored features or statistics beside images: they must be of the network that the images go through."""
     own = encoder.protocol
-    dim = source.features.dim if source.features is not None else len(source.statistics.mean)  # type: ignore[union-attr]
+    dim = source.dim
     if dim != encoder.dim:
         raise InputError(f"{role} {source.kind}", dim, f"are of another network: {own['features']} has {encoder.dim}")
     known = source.statistics.known if source.statistics is not None else None

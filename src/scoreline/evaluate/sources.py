@@ -45,6 +45,13 @@ class Source:
         return None if self.statistics is None else self.statistics.count
 
     @property
+    def dim(self) -> int | None:
+        """Length of a feature vector, None for images."""
+        if self.features is not None:
+            return self.features.dim
+        return None if self.statistics is None else len(self.statistics.mean)
+
+    @property
     def kind(self) -> str:
         """Which of the three it is."""
         return "images" if self.images is not None else "features" if self.features is not None else "statistics"
@@ -95,8 +102,7 @@ def check_alike(opened: Mapping[str, Source]) -> None:
     if len(set(shapes.values())) > 1:
         listed = " and ".join(f"{role} {'x'.join(map(str, shape))}" for role, shape in shapes.items())
         raise InputError("image shapes", listed, "must be alike; give --size, or convert one of them")
-    dims = {role: s.features.dim for role, s in opened.items() if s.features is not None}
-    dims |= {role: len(s.statistics.mean) for role, s in opened.items() if s.statistics is not None}
+    dims = {role: s.dim for role, s in opened.items() if s.dim is not None}
     if len(set(dims.values())) > 1:
         listed = ", ".join(f"{role} {dim}" for role, dim in dims.items())
         raise InputError("features", listed, "all need the same number of features: make them with the same network")

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from scoreline.core.files import atomic_path, write_json
+from scoreline.metrics.binary_curves import Cells
 from scoreline.metrics.imbalance import cell_metrics
 from scoreline.metrics.label_noise import noise_correct, noisy_cells
 from scoreline.report.numbers import human_number
@@ -180,8 +181,8 @@ def _false_alarms(ax: Axes, result: dict[str, Any]) -> None:
     import torch
 
     noise = result["noise"] or {"miss_rate": 0.0, "false_rate": 0.0, "true_prevalence": result["prevalence"]}
-    cells = [torch.tensor(float(result["cells"][name])) for name in ("tp", "fp", "fn", "tn")]
-    t, f = noise_correct(cells, noise["miss_rate"], noise["false_rate"])  # type: ignore[arg-type]
+    cells = Cells(*(torch.tensor(float(result["cells"][name])) for name in ("tp", "fp", "fn", "tn")))
+    t, f = noise_correct(cells, noise["miss_rate"], noise["false_rate"])
     pi = noise["true_prevalence"]
     rates = torch.logspace(math.log10(pi / 100), math.log10(min(10 * pi, 0.5)), 60, dtype=torch.float64)
     metrics = cell_metrics(noisy_cells(pi, t, f, noise["miss_rate"], rates), _NOISE)
