@@ -72,7 +72,7 @@ SMALL: dict[tuple[str, str], Callable[[], Any]] = {
 }
 BASES = {"schedule": Schedule, "sampler": Sampler, "denoiser": Denoiser, "encoder": Encoder, "method": Method}
 LISTED = [(kind, name) for kind in TABLE if kind not in FILES for name in names(kind)]
-CLASSES = [(kind, name) for kind, name in LISTED if kind != "grid"]
+CLASSES = [(kind, name) for kind, name in LISTED if kind not in ("grid", "bridge")]  # those are functions
 NETWORKS = [(kind, name) for kind, name in LISTED if kind == "network"]
 DENOISERS = [(kind, name) for kind, name in LISTED if kind == "denoiser"]
 # Twenty million parameters: its own tests ask it.

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from scoreline.core.artefact import load_artefact, read_header
-from scoreline.core.errors import InputError, unknown_name
-from scoreline.core.names import TABLE
+from scoreline.core.errors import ArtefactError, InputError, unknown_name
+from scoreline.core.names import TABLE, lookup
 
 __all__ = ["load", "looks_like_path", "model_path", "shipped_models"]
 
@@ -47,7 +47,8 @@ def load(name: str | os.PathLike[str], *, kind: str | None = "denoiser") -> Any:
     """A model, ready to use: eval mode, float32, on CPU.
 
     Args:
-        name: a built-in name (`scoreline models` lists them) or the path of an artefact.
+        name: a built-in name (`scoreline models` lists them), the path of an artefact, or that of a pipeline folder of
+            diffusers.
         kind: what must be inside; None takes anything.
 
     Returns:
@@ -57,9 +58,21 @@ def load(name: str | os.PathLike[str], *, kind: str | None = "denoiser") -> Any:
         InputError: the name is unknown.
         ArtefactError: the file is missing, damaged or of another kind.
     """
-    obj, header = load_artefact(model_path(os.fspath(name)), kind=kind)
+    path = model_path(os.fspath(name))
+    if path.is_dir():
+        return _load_folder(path, kind)
+    obj, header = load_artefact(path, kind=kind)
     object.__setattr__(obj, "header", header)
     return obj
+
+
+def _load_folder(path: Path, kind: str | None) -> Any:
+    """A folder in a format of others; the table says who reads it, so that core imports none of them."""
+    if not (path / "model_index.json").is_file():
+        raise ArtefactError("folder", str(path), "holds no model_index.json; only pipelines of diffusers are folders")
+    if kind not in (None, "denoiser"):
+        raise ArtefactError("folder", str(path), f"is a pipeline, that is a denoiser, not a {kind}")
+    return lookup("bridge", "diffusers-pipeline")(path)
 
 
 @functools.cache

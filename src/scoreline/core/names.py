@@ -60,6 +60,10 @@ TABLE: dict[str, dict[str, str]] = {
         "time-shift": "scoreline.guidance.time_shift:TimeShift",
         "epsilon-scaling": "scoreline.guidance.epsilon_scaling:EpsilonScaling",
         "rk45": "scoreline.samplers.rk45:RK45",
+        "usf": "scoreline.samplers.usf:USF",
+        "euler-maruyama": "scoreline.samplers.score_sde:EulerMaruyama",
+        "reverse-diffusion": "scoreline.samplers.score_sde:ReverseDiffusion",
+        "pc": "scoreline.samplers.score_sde:PC",
     },
     "method": {
         "denoising": "scoreline.diffusion.denoising:Denoising",
