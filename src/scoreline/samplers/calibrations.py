@@ -71,7 +71,7 @@ def find(name: str, denoiser: Denoiser, path: str | os.PathLike[str] | None = No
         The object, in eval mode; the same one for every call, not to be changed.
 
     Raises:
-        InputError: there is none for this model, or the file holds another model's; the command that makes one is named.
+        InputError: there is none for this model, or the file holds another model's; the mend names the command.
         ArtefactError: the file is missing, damaged or something else.
     """
     if path is not None:
