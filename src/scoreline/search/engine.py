@@ -12,6 +12,7 @@ import json
 import math
 import os
 import pickle
+import socket
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -291,11 +292,23 @@ def _work_on_ray(packed: bytes, genotype: Genotype) -> Mapping[str, float]:
     return _UNPACKED[mark](genotype)
 
 
+def _check_answers(address: str | None) -> None:
+    """Refuse a host and port where nobody listens; Ray itself would try for minutes."""
+    host, _, port = (address or "").removeprefix("ray://").rpartition(":")
+    if not (host and port.isdecimal()):
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=10).close()
+    except (OSError, OverflowError) as error:
+        raise InputError("workers", f"ray:{address}", f"no cluster answers there ({error})") from None
+
+
 @contextmanager
 def _on_ray(packed: bytes, address: str | None) -> Iterator[Run]:
     ray = _import_ray()
     ours = not ray.is_initialized()
     if ours:
+        _check_answers(address)
         try:
             ray.init(address=address, include_dashboard=None if address else False, log_to_driver=False,
                      configure_logging=False)  # fmt: skip
