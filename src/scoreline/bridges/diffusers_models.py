@@ -157,7 +157,10 @@ def as_denoiser(
         mend = "a log variance as such is not understood, only learned_range, a share between the two bounds"
         raise InputError("variance_type", "learned", mend)
     model: Denoiser = Preconditioned(
-        net, schedule_of(config), kind=KINDS[prediction], learned_variance=net.out_channels == 2 * channels
+        net,
+        schedule_of({"_class_name": type(scheduler).__name__, **config}),
+        kind=KINDS[prediction],
+        learned_variance=net.out_channels == 2 * channels,
     )
     if vae is not None:
         autoencoder: Any = DiffusersAutoencoder(vae, net.in_shape)

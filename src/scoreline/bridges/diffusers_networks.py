@@ -112,9 +112,7 @@ class DiffusersUNet(_Foreign):
         InputError: an input that has no place in our conditions, or no image size.
     """
 
-    def __init__(
-        self, module: nn.Module, in_shape: tuple[int, ...] | None = None, *, null_row: bool = False
-    ) -> None:
+    def __init__(self, module: nn.Module, in_shape: tuple[int, ...] | None = None, *, null_row: bool = False) -> None:
         config: Any = module.config
         size = config.sample_size
         if in_shape is None:
@@ -134,13 +132,9 @@ class DiffusersUNet(_Foreign):
         self._learned_time = getattr(config, "time_embedding_type", "") == "learned"
 
         parts: Any = module
-        self._layers: tuple[nn.Module, ...] = tuple(
-            layer
-            for block in [*parts.down_blocks, *([parts.mid_block] if parts.mid_block is not None else [])]
-            for layer in _layers_of(block)
-        )
-        encoder = len(self._layers)
-        self._layers += tuple(layer for block in parts.up_blocks for layer in _layers_of(block))
+        middle_block = [] if parts.mid_block is None else [parts.mid_block]
+        blocks = [*parts.down_blocks, *middle_block, *parts.up_blocks]
+        self._layers = [layer for block in blocks for layer in _layers_of(block)]
         self.num_layers = len(self._layers)
         self._joined = [resnet for block in parts.up_blocks for resnet in block.resnets]
         hidden = [int(parts.down_blocks[-1].resnets[-1].out_channels)]
@@ -151,7 +145,6 @@ class DiffusersUNet(_Foreign):
             Joint(side, h, int(resnet.in_channels) - h)
             for side, h, resnet in zip(heights, hidden, self._joined, strict=True)
         )
-        assert encoder <= self.num_layers
         middle = ("bottleneck", "middle") if parts.mid_block is not None else ()
         self.taps = (
             *("input", *middle, "decoder"),
@@ -238,9 +231,7 @@ def _after(tracer: Tracer, name: str, forward: Forward, x: Tensor, *args: Any, *
     return out
 
 
-def _around(
-    tracer: Tracer, first: str, last: str, forward: Forward, x: Tensor, *args: Any, **kwargs: Any
-) -> Any:
+def _around(tracer: Tracer, first: str, last: str, forward: Forward, x: Tensor, *args: Any, **kwargs: Any) -> Any:
     _keep(tracer, first, x)
     out = forward(x, *args, **kwargs)
     _keep(tracer, last, out)
