@@ -37,6 +37,19 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
     "heun": [{"s_churn": 4.0, "s_min": 0.05, "s_max": 50.0, "s_noise": 1.003}],
     "ancestral": [{"eta": 0.4, "s_noise": 0.9}],
     "dpm-solver++3m": [{"variant": "released"}],
+    "deis": [
+        {"degree": 2},
+        {"family": "rhoab", "degree": 1},
+        {"family": "log-rho", "degree": 2},
+        {"family": "ipndm"},
+        {"family": "rhork"},
+        {"family": "rhork", "tableau": "2heun"},
+    ],
+    "pc": [
+        {"predictor": "none", "snr": 0.3, "corrector_steps": 2},
+        {"predictor": "ancestral", "corrector": "annealed"},
+        {"predictor": "euler-maruyama", "corrector_steps": 0},
+    ],
     "time-shift": [
         {"of": "ddpm", "cutoff": 0, "window": 200},
         {"of": "dpm-solver++2m", "cutoff": 0},
