@@ -87,6 +87,12 @@ class EpsilonScaling(Sampler):
     def cost(self, steps: int) -> int:
         return self._inner.cost(steps)
 
+    def __repr__(self) -> str:
+        # What was taken over from the inner sampler is no argument.
+        hidden = {"min_steps", "order", "stochastic"}
+        shown = {k: v for k, v in vars(self).items() if v is not None and k not in hidden and not k.startswith("_")}
+        return f"{type(self).__name__}({', '.join(f'{k}={v!r}' for k, v in shown.items())})"
+
     def calibrated(self, denoiser: Denoiser) -> Self:
         ready = self._inner.calibrated(denoiser)
         if ready is self._inner:

@@ -43,7 +43,8 @@ from scoreline.samplers.ddpm import DDPM, learned_log_variance
 from scoreline.samplers.euler import Euler
 from scoreline.samplers.steps import posterior_step
 
-__all__ = ["MODES", "Table", "TimeShift", "Trace", "image_variance", "shift_times", "state_variance", "suggest", "sweep"]
+__all__ = ["MODES", "Table", "TimeShift", "Trace", "image_variance", "shift_times", "state_variance"]
+__all__ += ["suggest", "sweep", "transfer"]
 
 MODES = ("paper", "official_target", "official_input")
 _ONE_STEP = (DDIM, DDPM, Ancestral, Euler)
@@ -92,6 +93,23 @@ def shift_times(variance: Tensor, center: int, levels: Tensor, *, window: int, c
         return torch.full_like(variance, center, dtype=torch.int64)
     low, high = max(center - half, 0), min(center + half, len(levels) - 1)
     return low + nearest(variance, levels[low : high + 1])
+
+
+def transfer(x: Tensor, eps: Tensor, abar: Any, abar_to: Any) -> Tensor:
+    """DDIM from abar = a to abar_to = a', as the released code for PNDM writes it, without a difference of like roots.
+
+    x' = x + (a' - a) [x / (sqrt(a) (sqrt(a) + sqrt(a'))) - eps / (sqrt(a) (sqrt((1 - a') a) + sqrt((1 - a) a')))]
+
+    Args:
+        x, eps: (B, ...) state and noise estimate.
+        abar, abar_to: in (0, 1], floats or tensors that broadcast against x.
+
+    Reference: Liu et al. 2022 (PNDM), eq. 11.
+    """
+    a, b = (torch.as_tensor(v, dtype=torch.float64, device=x.device) for v in (abar, abar_to))
+    on_x = (b - a) / (a.sqrt() * (a.sqrt() + b.sqrt()))
+    on_eps = (b - a) / (a.sqrt() * (((1 - b) * a).sqrt() + ((1 - a) * b).sqrt()))
+    return x + on_x.to(x) * x - on_eps.to(x) * eps
 
 
 def suggest(schedule: Schedule, steps: int, variance: float) -> tuple[int, int]:
@@ -228,6 +246,12 @@ class TimeShift(Sampler):
 
     def cost(self, steps: int) -> int:
         return self._inner.cost(steps)
+
+    def __repr__(self) -> str:
+        # What was taken over from the inner sampler is no argument.
+        hidden = {"min_steps", "order", "stochastic"}
+        shown = {k: v for k, v in vars(self).items() if v is not None and k not in hidden and not k.startswith("_")}
+        return f"{type(self).__name__}({', '.join(f'{k}={v!r}' for k, v in shown.items())})"
 
     @property
     def half(self) -> int:
@@ -376,7 +400,7 @@ def _check_inner(inner: Sampler, mode: str, shift: str, one_step: bool) -> None:
     """Refuse samplers around which the shift means nothing."""
     name = type(inner).__name__
     if isinstance(inner, TimeShift):
-        raise InputError("of", name, "is shifted already")
+        raise InputError("of", name, "is shifted already; give the sampler inside it")
     if type(inner).__call__ is not Sampler.__call__:
         raise InputError("of", name, "chooses its own times by its error, which jumps with a shifted one; use ddim")
     if type(inner).calibrated is not Sampler.calibrated:
