@@ -23,7 +23,7 @@ from scoreline.core.cond import Cond
 from scoreline.core.denoiser import Denoiser
 from scoreline.core.schedule import Schedule, Time, arithmetic, spread
 
-__all__ = ["angle", "discretised", "flow_slope", "radius", "released_table", "reverse_drift", "time_at"]
+__all__ = ["angle", "bound_inside", "discretised", "flow_slope", "radius", "released_table", "reverse_drift", "time_at"]
 
 
 def angle(schedule: Schedule, t: Time) -> Time:
@@ -62,6 +62,12 @@ def flow_slope(denoiser: Denoiser, u: Tensor, phi: Time, cond: Cond | None = Non
     xp = arithmetic(phi)
     post = denoiser(u * spread(radius(schedule, t), u), t, cond)
     return post.combine(0.0, spread(-xp.sin(phi), u), spread(xp.cos(phi), u))
+
+
+def bound_inside(denoiser: Denoiser) -> bool:
+    """Whether a model further inside holds the conditions of the whole batch, so that no part of it can be asked."""
+    inner = (m for m in denoiser.modules() if isinstance(m, Denoiser) and m is not denoiser)
+    return any(m._given is not None for m in inner)
 
 
 def reverse_drift(denoiser: Denoiser, x: Tensor, t: Time, *, ode: bool = False) -> Tensor:

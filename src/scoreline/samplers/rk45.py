@@ -24,7 +24,7 @@ from scoreline.core.noise import Draws
 from scoreline.core.sampler import Rows, Sample, Sampler, State
 from scoreline.core.schedule import Schedule, spread
 from scoreline.diffusion.dormand_prince import A, B, C, check_tolerances, integrate
-from scoreline.diffusion.sde import angle, flow_slope, radius, time_at
+from scoreline.diffusion.sde import angle, bound_inside, flow_slope, radius, time_at
 
 __all__ = ["RK45"]
 
@@ -166,12 +166,6 @@ class RK45(Sampler):
                     path.append(state)
         spent *= denoiser.evaluations
         return Sample(state, float(spent.double().mean()), int(spent.max()), grid, path)
-
-
-def bound_inside(denoiser: Denoiser) -> bool:
-    """Whether a model further inside holds the conditions of the whole batch, so that no part of it can be asked."""
-    inner = (m for m in denoiser.modules() if isinstance(m, Denoiser) and m is not denoiser)
-    return any(m._given is not None for m in inner)
 
 
 def _sum(weights: tuple[float, ...], ks: list[Tensor]) -> Tensor:
