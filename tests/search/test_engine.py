@@ -43,7 +43,7 @@ def test_every_evaluation_in_the_order_asked(calls: Path) -> None:
     assert [row["generation"] for row in history] == [g for g in range(4) for _ in range(6)]
     assert all(row["result"]["value"] == (row["genotype"]["x"] - 17) ** 2 for row in history)
     assert climber.told == [[r["result"]["value"] for r in history[i : i + 6]] for i in range(0, 24, 6)]
-    assert [n for n, _ in seen] == [1] * len({row["genotype"]["x"] for row in history})
+    assert sum(n for n, _ in seen) == 24
     assert seen[-1][1] == f"best {climber.best[0]:.4g}"
 
 

@@ -57,6 +57,9 @@ TABLE: dict[str, dict[str, str]] = {
         "dpm-solver++2m": "scoreline.samplers.dpm_solver_pp:DPMSolverPP2M",
         "dpm-solver++3m": "scoreline.samplers.dpm_solver_pp:DPMSolverPP3M",
         "deis": "scoreline.samplers.deis:DEIS",
+        "unipc": "scoreline.samplers.unipc:UniPC",
+        "pndm": "scoreline.samplers.pndm:PNDM",
+        "planned": "scoreline.guidance.planned:Planned",
         "time-shift": "scoreline.guidance.time_shift:TimeShift",
         "epsilon-scaling": "scoreline.guidance.epsilon_scaling:EpsilonScaling",
         "rk45": "scoreline.samplers.rk45:RK45",
@@ -64,6 +67,7 @@ TABLE: dict[str, dict[str, str]] = {
         "euler-maruyama": "scoreline.samplers.score_sde:EulerMaruyama",
         "reverse-diffusion": "scoreline.samplers.score_sde:ReverseDiffusion",
         "pc": "scoreline.samplers.score_sde:PC",
+        "denoising-mcmc": "scoreline.samplers.denoising_mcmc:DenoisingMCMC",
     },
     "method": {
         "denoising": "scoreline.diffusion.denoising:Denoising",
@@ -82,6 +86,7 @@ TABLE: dict[str, dict[str, str]] = {
     },
     "calibration": {
         "dpm-solver-v3": "scoreline.samplers.model_statistics:ModelStatistics",
+        "denoising-mcmc": "scoreline.samplers.level_prediction:LevelPredictor",
     },
     "encoder": {
         "inception-2015": "scoreline.nn.inception:Inception2015",

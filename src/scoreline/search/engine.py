@@ -95,7 +95,7 @@ def search(
         job: what makes this search the one it is (model, objective, seed); a ledger of another job is refused.
         workers: 1 for this process, a number of processes, "ray" for a local Ray cluster or the one that is running,
             "ray:ADDRESS" for the cluster there.
-        advance: called as (1, text) after every evaluation, known ones too.
+        advance: called as (n, text) when n more of those asked for are done, known ones too.
 
     Returns:
         Every evaluation in the order asked: {"generation", "genotype", "result"}. A genotype that was asked again is
@@ -112,11 +112,11 @@ def search(
     history: list[dict[str, Any]] = []
     best, generation = math.inf, 0
 
-    def said(result: Result) -> None:
+    def said(result: Result, times: int = 1) -> None:
         nonlocal best
         best = min(best, result["value"])
         if advance is not None:
-            advance(1, f"best {best:.4g}")
+            advance(times, f"best {best:.4g}")
 
     with _evaluators(evaluate, workers) as run:
         while asked := [json.loads(genotype_key(genotype)) for genotype in searcher.ask()]:
@@ -130,7 +130,7 @@ def search(
                 known[key] = _finite(found, key)
                 if book is not None:
                     book.add(key, genotype=missing[key], result=_plain(known[key]))
-                said(known[key])
+                said(known[key], keys.count(key))
             results = [dict(known[key]) for key in keys]
             history += [
                 {"generation": generation, "genotype": genotype, "result": result}
