@@ -13,6 +13,7 @@ __all__ = ["VERBS", "main"]
 VERBS = {
     "compare": "sample one model several ways at several costs, score each, write a report",
     "sample": "make images of a model, as PNGs or .npz",
+    "likelihood": "bits per dimension of images under a model, by its probability-flow ODE",
     "score": "Frechet distance and its kin of two sets of images",
     "attribute": "what each part of an image workflow contributed to similarity, with a report",
     "anomaly": "AUPIMO, AUPRO and AUROC of anomaly maps, image by image",
@@ -24,7 +25,7 @@ VERBS = {
     "claims": "re-measure what a paper promises",
 }
 
-_RESUMED = {"attribute", "compare", "sample", "score", "train", "claims"}
+_RESUMED = {"attribute", "compare", "likelihood", "sample", "score", "train", "claims"}
 
 _HELP = """scoreline makes image generators fast and proves that they are still good.
 
@@ -52,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     args = list(sys.argv[1:] if argv is None else argv)
     if not args or args[0] in ("-h", "--help", "help"):
-        verbs = "\n".join(f"  {name:<9} {text}" for name, text in VERBS.items())
+        verbs = "\n".join(f"  {name:<10} {text}" for name, text in VERBS.items())
         print(_HELP.format(verbs=verbs), end="")
         return 0
     if args[0] == "--version":
