@@ -1,20 +1,17 @@
 """USF: the unified sampling framework, Liu et al. 2024 (arXiv 2312.07243): one sampler that runs any solver schedule.
 
-With h = lambda_t - lambda_s, derivatives with respect to lambda at the start point s and a Taylor order q:
-    noise:  x_t = alpha_t/alpha_s x_s - sigma_t sum_{k<q} h^{k+1} phi_{k+1}(h)  eps^(k)
-    data:   x_t = sigma_t/sigma_s x_s + alpha_t sum_{k<q} h^{k+1} phi_{k+1}(-h) x0^(k)
-    F^(k) = R_k(h) sum_p a_p (F_p - F_s),  sum_p a_p delta_p^i/i! = [i = k],  delta_p = lambda_p - lambda_s
-Everything is linear in the stored states and network answers, so a step is one sum with ready-made weights. What every
-step does is decided by a :class:`~scoreline.samplers.solver_schedule.SolverSchedule`.
+What every step does is decided by a :class:`~scoreline.samplers.solver_schedule.SolverSchedule`; the formulas of a
+step are in `scoreline.samplers.solver_step`. At point i of the run
+    F_i = network(x_i, t_i);   if the step to i is corrected: x_i <- that step again, with F_i;   x_{i+1} = next step
+so that a pseudo corrector costs nothing, and an implicit one asks the network again at the corrected x_i.
 """
 
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Mapping, Sequence
 from types import SimpleNamespace
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -28,118 +25,17 @@ from scoreline.core.noise import Draws
 from scoreline.core.sampler import Rows, Sample, Sampler, State
 from scoreline.core.schedule import Schedule
 from scoreline.nn.plan import Plan
-from scoreline.samplers.exponential import difference_weights, phi, taylor_weights
-from scoreline.samplers.solver_schedule import (
-    KNOWN,
-    SolverSchedule,
-    Step,
-    known_solver,
-    read_plans,
-    singlestep_groups,
-)
+from scoreline.samplers.calibrations import find
+from scoreline.samplers.exponential import LeastSteps
+from scoreline.samplers.known_solvers import KNOWN, known_solver, singlestep_groups
+from scoreline.samplers.model_statistics import ModelStatistics
+from scoreline.samplers.solver_schedule import SolverSchedule, Step, read_plans
+from scoreline.samplers.solver_step import Sum, ems_weights, kept, needed, update_weights
 
-__all__ = ["USF", "derivative_scales", "derivative_weights", "update_weights"]
+__all__ = ["USF"]
 
-OUTPUTS = ("data", "noise", "ems")
-
-
-def derivative_scales(
-    scaling: str | None, h: float, order: int, *, prediction: str = "data", linear: float = 0.0
-) -> Any:
-    """R_k(h), the factors on the derivatives 1 ... q-1; 1 where nothing is scaled.
-
-    With z = h for noise and -h for data prediction, R_1 is
-        linear: 1 + c h (h in both);  unipc-bh1: (z^2/2)/(e^z - 1 - z);  unipc-bh2 = dpmsolver-2:
-        (z/2)(e^z - 1)/(e^z - 1 - z);  0.5exp, -0.5exp: 1 +- (e^z - 1)/2.
-    "adams" gives all derivatives the weights of Adams-Bashforth, R_k = phi_1(z)/((k+1)! phi_{k+1}(z)), as PNDM has
-    them; "dpmsolver-3-released" halves the second derivative, as the released third-order DPM-Solvers do.
-
-    Args:
-        scaling: one of `SCALINGS`, or None.
-        h: lambda_t - lambda_s.
-        order: Taylor order q.
-        prediction: "noise" or "data" ("ems" takes h like noise).
-        linear: c.
-
-    Returns:
-        (q-1,) factors.
-    """
-    scales = np.ones(max(order - 1, 0))
-    if scaling is None or order < 2:
-        return scales
-    z = -h if prediction == "data" else h
-    if scaling == "adams":
-        return np.array([phi(1, z) / (math.factorial(k + 1) * phi(k + 1, z)) for k in range(1, order)])
-    if scaling == "dpmsolver-3-released":
-        scales[1:2] = 0.5
-        return scales
-    scales[0] = {
-        "linear": 1 + linear * h,
-        "unipc-bh1": 0.5 / phi(2, z),
-        "unipc-bh2": 0.5 * phi(1, z) / phi(2, z),
-        "dpmsolver-2": 0.5 * phi(1, z) / phi(2, z),
-        "0.5exp": 1 + 0.5 * math.expm1(z),
-        "-0.5exp": 1 - 0.5 * math.expm1(z),
-    }[scaling]
-    return scales
-
-
-def derivative_weights(step: Step, lam: Sequence[float], target: float) -> np.ndarray:
-    """R_k F^(k) = sum_p weights[k-1, p] F_p over the visited points, the start point included.
-
-    Args:
-        step: the decisions.
-        lam: (n,) lambda at the visited points, the newest last.
-        target: lambda at the end of the step.
-
-    Returns:
-        (q-1, n) weights.
-    """
-    n, s = len(lam), len(lam) + step.start
-    h = target - lam[s]
-    out = np.zeros((step.order - 1, n))
-    for k, extra in enumerate(step.points, start=1):
-        at = [n + p for p in extra]
-        offsets = [(p - s) * h for p in at] if step.even else [lam[p] - lam[s] for p in at]
-        out[k - 1, at] = difference_weights(offsets, k)
-        out[k - 1, s] = -out[k - 1, at].sum()
-    scales = derivative_scales(step.scaling, h, step.order, prediction=step.prediction, linear=step.linear)
-    return out * scales[:, None]
-
-
-def update_weights(
-    step: Step, lam: Sequence[float], alpha: Sequence[float], sigma: Sequence[float]
-) -> tuple[float, np.ndarray]:
-    """(a, w) of x_t = a x_s + sum_p w_p F_p, F the noise or the clean image at the visited points.
-
-    Args:
-        step: the decisions; prediction "noise" or "data".
-        lam, alpha, sigma: (n+1,) at the n visited points, the newest last, and then at the end of the step.
-
-    Returns:
-        The factor on the start state and (n,) weights.
-
-    Raises:
-        InputError: the step goes to or comes from a level where lambda is infinite, and is of an order above one.
-    """
-    n, s = len(lam) - 1, len(lam) - 1 + step.start
-    h = lam[n] - lam[s]
-    noise = step.prediction == "noise"
-    a = alpha[n] / alpha[s] if noise else sigma[n] / sigma[s]
-    w = np.zeros(n)
-    if step.order == 1:
-        if np.isfinite(h):
-            w[s] = -sigma[n] * math.expm1(h) if noise else -alpha[n] * math.expm1(-h)
-        else:
-            w[s] = sigma[n] - sigma[s] * a if noise else alpha[n] - alpha[s] * a
-        return a, w
-    used = [lam[n], lam[s], *(lam[n + p] for extra in step.points for p in extra)]
-    if not np.isfinite(used).all():
-        mend = "a step to the clean end, or that uses a level without signal, can only be of order 1"
-        raise InputError("order", step.order, mend)
-    taylor = taylor_weights(h, step.order, prediction=step.prediction) * (-sigma[n] if noise else alpha[n])
-    w[s] = taylor[0]
-    return a, w + taylor[1:] @ derivative_weights(step, lam[:n], lam[n])
+# The forms in which a network's answer is stored: the clean image, the noise, and DPM-Solver-v3's f.
+FORMS = ("data", "noise", "ems")
 
 
 @recorded
@@ -149,7 +45,7 @@ class USF(Sampler):
     Args:
         plan: file of searched or written solver schedules (or its content); the costliest that fits nfe, or the one
             with this many steps, is run.
-        like: a published solver in place of a plan: ddim, dpm-solver++2m, deis-2, unipc-3, ...; unipc-3 unless a plan
+        like: a published solver in place of a plan: ddim, dpm-solver++2m, deis-2, unipc-3, ...; unipc-2 unless a plan
             is given.
         variant: "paper", or "released" for what the authors' code does: implicit correctors never ask the network
             again, the analytic first step's clean image is made with eps := x_T, and the third-order DPM-Solvers halve
@@ -163,6 +59,8 @@ class USF(Sampler):
     Reference:
         Liu et al. 2024, A Unified Sampling Framework for Solver Searching of Diffusion Probabilistic Models.
     """
+
+    min_steps: int = LeastSteps()  # type: ignore[assignment]
 
     def __init__(
         self,
@@ -182,11 +80,11 @@ class USF(Sampler):
         if like is not None and like not in KNOWN:
             raise unknown_name("solver", like, KNOWN)
         self.variant, self.statistics = variant, statistics
-        self.like = like or ("unipc-3" if plan is None else None)
+        self.like = like or ("unipc-2" if plan is None else None)
         self._plans: list[SolverSchedule] = []
         self._mean: Any = None
         self._schedule: Any = None
-        self._tables: Any = None
+        self._statistics: ModelStatistics | None = None
         if plan is not None:
             if grid is not None:
                 raise InputError("grid", grid, "a plan brings its own times; leave it out")
@@ -198,14 +96,18 @@ class USF(Sampler):
             if self._mean is None and any(p.afs == "average" for p in self._plans):
                 raise InputError("plan", None, "afs average needs the mean image of the training set in the file")
             self.order = 1
-            self.min_steps = min(len(p.steps) for p in self._plans)
         else:
             solver = KNOWN[str(self.like)]
             released = variant == "released" and str(self.like) in ("dpm-solver-3m", "dpm-solver++3m")
             self.order = 2 if released else solver.convergence
-            # The clean end is reached by a step of first order, and one level more is needed for each order.
-            self.min_steps = solver.single + 1 if solver.single > 1 else solver.order + (solver.order > 1)
         super().__init__(steps=steps, nfe=nfe, grid=grid)
+
+    def _least(self) -> int:
+        if self._plans:
+            return min(len(p.steps) for p in self._plans)
+        solver = KNOWN[str(self.like)]
+        # The clean end is reached by a step of first order, and the first steps are of a lower order too.
+        return solver.order + (solver.order > 1) if solver.single == 1 else solver.single + 1
 
     # --- which run is made ---------------------------------------------------------------------------------------
 
@@ -282,7 +184,16 @@ class USF(Sampler):
             ready = copy.copy(self)
             ready._plans = [self._chosen(denoiser.evaluations)]
             return ready.calibrated(denoiser)
+        ems = any(step.prediction == "ems" for plan in self._plans for step in plan.steps)
+        if ems and self._statistics is None:
+            return self.using(find("dpm-solver-v3", denoiser, self.statistics))
         return self
+
+    def using(self, statistics: ModelStatistics) -> Self:
+        """A copy that holds these statistics of the model, for plans with "ems" predictions."""
+        ready = copy.copy(self)
+        ready._statistics = statistics
+        return ready
 
     # --- the arithmetic ------------------------------------------------------------------------------------------
 
@@ -295,58 +206,75 @@ class USF(Sampler):
             lam = schedule.lam(times)
         alpha, sigma = schedule.alpha(times), schedule.sigma(times)
 
-        def sum_of(step: Step, i: int, end: int) -> _Sum:
+        def sum_of(step: Step, i: int, end: int) -> Sum:
             """The step from the visited points 0 ... i to times[end]."""
-            if step.order == 1 and alpha[i + 1 + step.start] == 0:
-                step = Step("data", 1, step.start)  # without signal the noise says nothing of the image
-            seen = [*range(i + 1), end]
+            start, seen = i + 1 + step.start, [*range(i + 1), end]
+            if step.order == 1 and not np.isfinite(lam[[start, end]]).all():
+                # Without signal the noise says nothing of the image; at the clean end all predictions agree.
+                step = Step("data", 1, step.start)
+            if step.prediction == "ems":
+                if self._statistics is None:
+                    mend = "ems predictions need them; run `scoreline calibrate MODEL --for dpm-solver-v3`"
+                    raise InputError("statistics of the model", None, mend)
+                a, on, constant = ems_weights(step, lam[seen], alpha[seen], self._statistics)
+                return Sum("ems", i - start, a, {i - p: w for p, w in on.items()}, constant)
             a, w = update_weights(step, lam[seen], alpha[seen], sigma[seen])
-            return _Sum(step.prediction, -step.start - 1, float(a), w[::-1].tolist())
+            used = {start, *(i + 1 + p for extra in step.points for p in extra)}
+            return Sum(step.prediction, i - start, float(a), {i - p: float(w[p]) for p in sorted(used, reverse=True)})
 
-        predictors = [sum_of(step, i, i + 1) for i, step in enumerate(plan.steps)]
+        steps = plan.steps
+        predictors = [sum_of(step, i, i + 1) for i, step in enumerate(steps)]
         # A step is corrected at the start of the next one, when the network has answered at its end.
-        correctors = [None] + [
-            None if step.corrector is None else sum_of(step.corrected(), i + 1, i + 1)
-            for i, step in enumerate(plan.steps[:-1])
+        correctors = [
+            None,
+            *(sum_of(s.corrected(), i + 1, i + 1) if s.corrector else None for i, s in enumerate(steps[:-1])),
         ]
-        implicit = [False] + [s.corrector == "implicit" and self.variant == "paper" for s in plan.steps[:-1]]
-        return Rows(
+        sums = [[p] if c is None else [p, c] for p, c in zip(predictors, correctors)]
+        implicit = [False, *(s.corrector == "implicit" and self.variant == "paper" for s in steps[:-1])]
+        first = np.arange(len(steps)) == 0
+        rows = Rows(
             times,
-            **_columns(predictors, "", len(times)),
-            **_columns([c or _Sum("data", 0, 0.0, []) for c in correctors], "c_", len(times)),
-            correct=np.array([c is not None for c in correctors]),
+            **_table(predictors, ""),
+            **_table(correctors, "corrector_"),
             implicit=np.array(implicit),
-            keep=np.array(_kept(predictors, correctors)),
-            **{f"needs_{kind}": _needed(kind, predictors, correctors) for kind in OUTPUTS},
-            zero=np.arange(len(plan.steps)) < (plan.afs == "zero"),
-            average=np.arange(len(plan.steps)) < (plan.afs == "average"),
+            keep=np.array(kept(sums)),
+            **{f"needs_{form}": needed(form, sums) for form in FORMS},
+            zero=first & (plan.afs == "zero"),
+            average=first & (plan.afs == "average"),
             alpha=alpha[:-1],
             sigma=sigma[:-1],
         )
+        for row, predictor, corrector in zip(rows, predictors, correctors):
+            row.predictor, row.corrector = predictor, corrector
+            row.l = self._statistics.at([lam[row.i]])[0][0] if row.needs_ems and self._statistics is not None else None
+        return rows
+
+    def init(self, denoiser: Denoiser, noise: Draws, rows: Rows, x: Tensor | None = None) -> State:
+        state = super().init(denoiser, noise, rows, x)
+        for row in rows:
+            row.sums = [each.on(state.x) if each is not None else None for each in (row.predictor, row.corrector)]
+            row.l_here = None if row.l is None else row.l.to(state.x)
+        return state
 
     def step(self, denoiser: Denoiser, state: State, row: SimpleNamespace) -> State:
         x = state.x
-        answers = self._analytic(x, row) if row.zero or row.average else self._answers(denoiser(x, row.t), row)
-        points = ((x, answers), *state.memory)
-        if row.correct:
-            x = _combined(points, row.c_kind, row.c_start, row.c_a, row.c_w)
-            if row.implicit:
-                answers = self._answers(denoiser(x, row.t), row)
+        predictor, corrector = row.sums
+        post = self._analytic(x, row) if row.zero or row.average else denoiser(x, row.t)
+        points = ((x, _answers(post, row)), *state.memory)
+        if corrector is not None:
+            x = corrector.of(points)
+            answers = _answers(denoiser(x, row.t), row) if row.implicit else points[0][1]
             points = ((x, answers), *state.memory)
-        x = _combined(points, row.kind, row.start, row.a, row.w)
-        return State(x, state.noise, points[: int(row.keep)])
+        return State(predictor.of(points), state.noise, points[: int(row.keep)])
 
-    def _answers(self, post: Posterior, row: SimpleNamespace) -> tuple[Tensor | None, ...]:
-        """The network's answer in the forms in which later sums want it: clean image, noise."""
-        return post.mean if row.needs_data else None, post.eps if row.needs_noise else None
-
-    def _analytic(self, x: Tensor, row: SimpleNamespace) -> tuple[Tensor, Tensor]:
+    def _analytic(self, x: Tensor, row: SimpleNamespace) -> Posterior:
         """What is taken for the answer at the first level, where the network is not asked."""
         if row.average:
             mean = torch.as_tensor(self._mean, dtype=x.dtype).to(x.device).expand_as(x)
-            return mean, (x - row.alpha * mean) / row.sigma
-        clean = (x - row.sigma * x) / row.alpha if self.variant == "released" else torch.zeros_like(x)
-        return clean, x / row.sigma
+            return Posterior.of_mean(x, mean, row.alpha, row.sigma)
+        # The released code makes eps from x_0 = 0, but x_0 from eps = x_T.
+        clean = ((1 - row.sigma) / row.alpha, 0.0) if self.variant == "released" else (0.0, 0.0)
+        return Posterior(x, x, mean=clean, eps=(1 / row.sigma, 0.0), sigma=row.sigma)
 
     def __call__(
         self,
@@ -363,50 +291,24 @@ class USF(Sampler):
         return super().__call__(denoiser, noise, times=times, x=x, trajectory=trajectory)
 
 
-class _Sum(NamedTuple):
-    """x = a x_start + sum_p w_p F_p; start and w count points backwards from the newest, 0."""
-
-    kind: str
-    start: int
-    a: float
-    w: list[float]
-
-    def points(self) -> list[int]:
-        """The points that are looked at."""
-        return [self.start, *(p for p, weight in enumerate(self.w) if weight)]
-
-
-def _columns(sums: Sequence[_Sum], prefix: str, width: int) -> dict[str, Any]:
-    values = {
-        "kind": np.array([float(OUTPUTS.index(s.kind)) for s in sums]),
-        "start": np.array([float(s.start) for s in sums]),
-        "a": np.array([s.a for s in sums]),
-        # Plain lists: a step multiplies by Python floats.
-        "w": [s.w + [0.0] * (width - len(s.w)) for s in sums],
-    }
-    return {prefix + name: column for name, column in values.items()}
-
-
-def _kept(predictors: Sequence[_Sum], correctors: Sequence[_Sum | None]) -> list[float]:
-    """How many of the newest points the steps after each one still look at."""
-    reach = [max([*p.points(), *(c.points() if c else [])]) for p, c in zip(predictors, correctors)]
-    return [float(max([0, *(reach[j] - (j - i) + 1 for j in range(i + 1, len(reach)))])) for i in range(len(reach))]
-
-
-def _needed(kind: str, predictors: Sequence[_Sum], correctors: Sequence[_Sum | None]) -> np.ndarray:
-    """Whether any sum wants the answer at each point in this form."""
-    out = np.zeros(len(predictors), dtype=bool)
-    for i, each in [*enumerate(predictors), *enumerate(correctors)]:
-        if each is not None and each.kind == kind:
-            out[[i - p for p, weight in enumerate(each.w) if weight]] = True
+def _answers(post: Posterior, row: SimpleNamespace) -> dict[str, Tensor]:
+    """The network's answer in the forms in which later sums want it."""
+    out = {}
+    if row.needs_data:
+        out["data"] = post.mean
+    if row.needs_noise:
+        out["noise"] = post.eps
+    if row.needs_ems:
+        out["ems"] = post.combine(-row.l_here / row.alpha, 0.0, row.sigma / row.alpha)
     return out
 
 
-def _combined(points: Sequence[Any], kind: float, start: float, a: float, w: Sequence[float]) -> Tensor:
-    """The sum of a row over the stored (state, answers), the newest first."""
-    x = points[int(start)][0] * a
-    which = int(kind)
-    for weight, (_, answers) in zip(w, points):
-        if weight:
-            x = x.add_(answers[which], alpha=weight)
-    return x
+def _table(sums: Sequence[Sum | None], prefix: str) -> dict[str, Any]:
+    """Coefficients of all steps: a (S,) and w (S, S), point 0 the newest; NaN where they are tensors (ems)."""
+    a, w = np.zeros(len(sums)), np.zeros((len(sums), len(sums)))
+    for i, each in enumerate(sums):
+        if each is not None:
+            a[i] = each.a if each.constant is None else np.nan
+            for point, weight in each.w.items():
+                w[i, point] = weight if each.constant is None else np.nan
+    return {f"{prefix}a": a, f"{prefix}w": w}
