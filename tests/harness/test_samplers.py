@@ -37,6 +37,7 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
     "heun": [{"s_churn": 4.0, "s_min": 0.05, "s_max": 50.0, "s_noise": 1.003}],
     "ancestral": [{"eta": 0.4, "s_noise": 0.9}],
     "dpm-solver++3m": [{"variant": "released"}],
+    "usf": [{"like": "deis-2"}, {"like": "dpm-solver-2"}],
     "deis": [
         {"degree": 2},
         {"family": "rhoab", "degree": 1},
@@ -45,6 +46,12 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
         {"family": "rhork"},
         {"family": "rhork", "tableau": "2heun"},
     ],
+    "unipc": [
+        {"solver_order": 1, "solver": "bh1"},
+        {"prediction": "noise", "solver": "bh1"},
+        {"solver_order": 3, "corrector": False, "lower_order_final": False},
+    ],
+    "pndm": [{"kind": "s"}],
     "pc": [
         {"predictor": "none", "snr": 0.3, "corrector_steps": 2},
         {"predictor": "ancestral", "corrector": "annealed"},

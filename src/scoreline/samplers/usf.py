@@ -216,8 +216,8 @@ class USF(Sampler):
                 if self._statistics is None:
                     mend = "ems predictions need them; run `scoreline calibrate MODEL --for dpm-solver-v3`"
                     raise InputError("statistics of the model", None, mend)
-                a, on, constant = ems_weights(step, lam[seen], alpha[seen], self._statistics)
-                return Sum("ems", i - start, a, {i - p: w for p, w in on.items()}, constant)
+                A, on, constant = ems_weights(step, lam[seen], alpha[seen], self._statistics)
+                return Sum("ems", i - start, A, {i - p: w for p, w in on.items()}, constant)
             a, w = update_weights(step, lam[seen], alpha[seen], sigma[seen])
             used = {start, *(i + 1 + p for extra in step.points for p in extra)}
             return Sum(step.prediction, i - start, float(a), {i - p: float(w[p]) for p in sorted(used, reverse=True)})
