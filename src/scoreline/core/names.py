@@ -56,6 +56,7 @@ TABLE: dict[str, dict[str, str]] = {
         "ancestral": "scoreline.samplers.ancestral:Ancestral",
         "dpm-solver++2m": "scoreline.samplers.dpm_solver_pp:DPMSolverPP2M",
         "dpm-solver++3m": "scoreline.samplers.dpm_solver_pp:DPMSolverPP3M",
+        "dpm-solver-v3": "scoreline.samplers.dpm_solver_v3:DPMSolverV3",
         "deis": "scoreline.samplers.deis:DEIS",
         "unipc": "scoreline.samplers.unipc:UniPC",
         "pndm": "scoreline.samplers.pndm:PNDM",
