@@ -25,6 +25,7 @@ def test_a_constant_decay_is_the_geometric_sum() -> None:
     assert (averages.n, averages.images) == (7, 28)
 
 
+@pytest.mark.check(system=15, number=10)
 def test_warm_up_follows_its_formula_from_the_first_update() -> None:
     assert [WarmUpDecay(0.5)(n, 0, 0) for n in (1, 2, 8, 9, 100)] == [2 / 11, 3 / 12, 0.5, 0.5, 0.5]
 
