@@ -68,7 +68,7 @@ def vae() -> Callable[..., Any]:
 @pytest.fixture(scope="session")
 def ddpm_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("ddpm")
-    scheduler = diffusers.DDPMScheduler(num_train_timesteps=100, beta_schedule="squaredcos_cap_v2", clip_sample=False)
+    scheduler = diffusers.DDPMScheduler(num_train_timesteps=100, beta_end=0.03, clip_sample=False)
     diffusers.DDPMPipeline(make_unet(), scheduler).save_pretrained(folder, safe_serialization=True)
     return folder
 

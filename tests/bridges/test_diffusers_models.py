@@ -208,7 +208,7 @@ def test_what_is_not_understood_is_refused(ddpm_folder, tmp_path, unet, dit, vae
         as_denoiser(unet(), dict(diffusers.DDIMScheduler().config) | {"prediction_type": "epsilo"})
     with pytest.raises(InputError, match="beta_schedule"):
         as_denoiser(unet(), {"beta_schedule": "liner"})
-    with pytest.raises(InputError, match="Known: .*UNet2DModel"):
+    with pytest.raises(InputError, match=r"Known: .*UNet2DModel"):
         as_denoiser(vae(), diffusers.DDIMScheduler())
     with pytest.raises(InputError, match="out_channels"):
         as_denoiser(unet(out_channels=3), diffusers.DDIMScheduler())

@@ -160,7 +160,7 @@ def test_plans_that_do_not_fit(unet):
         model.under(Plan(skip_scale=(0.5,) * 3))
     with pytest.raises(InputError, match="numbered 0 to 11"):
         model.under(Plan(drop=frozenset({12})))
-    with pytest.raises(InputError, match="did you mean 'layer.1'"):
+    with pytest.raises(InputError, match=r"did you mean 'layer\.1'"):
         model.under(Plan(taps=("layers.1",)))
 
 

@@ -197,7 +197,8 @@ def load_pipeline(folder: str | os.PathLike[str], *, null_row: bool = False) -> 
     header = {
         "format": "diffusers", "version": scoreline.__version__, "kind": "denoiser",
         "name": "preconditioned" if vae is None else "latent", "args": {}, "belongs_to": None,
-        "fingerprint": fingerprint(said, model.state_dict()), "card": {"source": f"diffusers folder {path.name}", **said},
+        "fingerprint": fingerprint(said, model.state_dict()),
+        "card": {"source": f"diffusers folder {path.name}", **said},
     }  # fmt: skip
     object.__setattr__(model, "header", header)
     return model
