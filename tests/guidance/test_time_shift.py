@@ -389,6 +389,7 @@ class _Calibrated(Sampler):
         ({"of": "dddim"}, "did you mean 'ddim'"),
         ({"of": TimeShift()}, "shifted already"),
         ({"of": _Adaptive()}, "its own times"),
+        ({"of": "pc"}, "without one"),
         ({"of": _Calibrated()}, "measured at the grid's times"),
         ({"of": "dpm-solver++2m", "mode": "official_target"}, "official_input or paper"),
         ({"of": "dpm-solver++2m", "shift": "both"}, "use shift=input"),
@@ -423,7 +424,7 @@ def test_every_sampler_of_the_table_is_taken_or_refused_with_a_reason() -> None:
             refused[name] = error.mend
             continue
         assert torch.isfinite(sampler(model, draws()).x).all(), name
-    assert {"time-shift", "rk45"} <= refused.keys()
+    assert {"time-shift", "rk45", "pc"} <= refused.keys()
     assert not {"ddim", "ddpm", "dpm-solver++2m", "heun"} & refused.keys()
     assert all(len(reason) > 20 for reason in refused.values())
 

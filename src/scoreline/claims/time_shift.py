@@ -82,7 +82,7 @@ class TimeShiftClaim(Claim):
     system = "26"
     statement = "Choosing each step's time by the state's variance reduces exposure bias without training."
     arms = tuple(ARMS)
-    seconds: Mapping[str, float] = {"laptop": 15.0, "smoke": 1.0}
+    seconds: Mapping[str, float] = {"laptop": 22.0, "smoke": 1.0}
     shrunk = (
         "8x8 digits and their exact noise predictor, times a constant, in place of trained networks on CIFAR-10",
         "1000 samples and the Gaussian of their pixels in place of 50,000 and Inception",

@@ -41,6 +41,7 @@ from scoreline.samplers.ancestral import Ancestral
 from scoreline.samplers.ddim import DDIM
 from scoreline.samplers.ddpm import DDPM, learned_log_variance
 from scoreline.samplers.euler import Euler
+from scoreline.samplers.score_sde import PC
 from scoreline.samplers.steps import posterior_step
 
 __all__ = ["MODES", "Table", "TimeShift", "Trace", "image_variance", "shift_times", "state_variance"]
@@ -403,6 +404,9 @@ def _check_inner(inner: Sampler, mode: str, shift: str, one_step: bool) -> None:
         raise InputError("of", name, "is shifted already; give the sampler inside it")
     if type(inner).__call__ is not Sampler.__call__:
         raise InputError("of", name, "chooses its own times by its error, which jumps with a shifted one; use ddim")
+    if isinstance(inner, PC) and inner.corrector_steps:
+        mend = "its corrector brings the state to the grid's level by itself; shift a sampler without one"
+        raise InputError("of", name, mend)
     if type(inner).calibrated is not Sampler.calibrated:
         raise InputError("of", name, "rests on what was measured at the grid's times; shifted ones do not fit it")
     if mode == "official_target" and (shift == "input" or not one_step):
