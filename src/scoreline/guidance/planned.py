@@ -1,14 +1,15 @@
 """A plan for a run: at which noise levels to stop, and which layers of the network to leave out at each of them.
 
-The plans that AutoDiffusion finds (Li et al. 2023, arXiv 2309.10438) are of this kind; they are stored as JSON under the
-header of all artefacts. A plan belongs to a noise schedule, and with layers left out to a network of as many layers;
-the paper moves plans between models of one kind, so it is not bound to the weights it was found on.
+The plans that AutoDiffusion finds (Li et al. 2023, arXiv 2309.10438) are of this kind; they are stored as JSON under
+the header of all artefacts. A plan belongs to a noise schedule, and with layers left out to a network of as many
+layers; the paper moves plans between models of one kind, so it is not bound to the weights it was found on.
 """
 
 from __future__ import annotations
 
 import copy
 import hashlib
+import itertools
 import json
 import os
 from collections.abc import Mapping
@@ -53,7 +54,7 @@ class RunPlan:
         object.__setattr__(
             self, "drop", tuple(frozenset(int(i) for i in d) for d in self.drop) or (frozenset(),) * len(times)
         )
-        if not times or any(a <= b for a, b in zip(times, times[1:])) or not np.isfinite(times).all():
+        if not times or any(a <= b for a, b in itertools.pairwise(times)) or not np.isfinite(times).all():
             raise InputError("times of the plan", list(times)[:6], "must fall strictly, the noisiest first")
         if len(self.drop) != len(times):
             raise InputError(
