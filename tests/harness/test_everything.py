@@ -68,6 +68,9 @@ SMALL: dict[tuple[str, str], Callable[[], Any]] = {
     ),
     ("method", "denoising"): lambda: lookup("method", "denoising")(_edm()),
     ("method", "classification"): lambda: lookup("method", "classification")(lookup("encoder", "digits")()),
+    ("method", "noisy-classification"): lambda: lookup("method", "noisy-classification")(
+        lookup("classifier", "noisy-classifier")(width=16, depth=1)
+    ),
     ("method", "kl-autoencoding"): lambda: lookup("method", "kl-autoencoding")(SMALL["network", "kl-autoencoder"]()),
 }
 BASES = {"schedule": Schedule, "sampler": Sampler, "denoiser": Denoiser, "encoder": Encoder, "method": Method}

@@ -73,11 +73,15 @@ TABLE: dict[str, dict[str, str]] = {
     "method": {
         "denoising": "scoreline.diffusion.denoising:Denoising",
         "classification": "scoreline.classify.plain:Classification",
+        "noisy-classification": "scoreline.guidance.classifier:NoisyClassification",
         "kl-autoencoding": "scoreline.generators.autoencoding:KLAutoencoding",
     },
     "bridge": {
         # Readers of the formats of others: functions from a path to a model.
         "diffusers-pipeline": "scoreline.bridges.diffusers_models:load_pipeline",
+    },
+    "classifier": {
+        "noisy-classifier": "scoreline.guidance.classifier:NoisyClassifier",
     },
     "model": {
         # Files in scoreline/models, not import paths.

@@ -30,7 +30,7 @@ from scoreline.core.denoiser import Denoiser, Posterior, View
 from scoreline.core.errors import InputError, unknown_name
 from scoreline.core.noise import Draws
 from scoreline.core.sampler import Rows, Sampler, State
-from scoreline.core.schedule import Schedule, Time, spread
+from scoreline.core.schedule import Schedule, Time
 
 __all__ = ["Inpainting", "colour_axes", "colourisation", "replaced"]
 
