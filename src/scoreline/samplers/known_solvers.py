@@ -26,8 +26,8 @@ class Solver:
         scalings: scaling by Taylor order, where there is one.
         corrector: of every step but the last; None for none.
         corrector_scalings: scaling inside the corrector, by the order of its predictor.
-        even: see :class:`Step`.
         single: a singlestep method: this many steps belong together, the last of them starts where the first did.
+        lower_order_final: on a run to the clean end the last q - 1 steps go down to order q - 1, ..., 1.
         convergence: its order of convergence.
     """
 
@@ -36,14 +36,14 @@ class Solver:
     scalings: tuple[tuple[int, str], ...] = ()
     corrector: str | None = None
     corrector_scalings: tuple[tuple[int, str], ...] = ()
-    even: bool = False
     single: int = 1
+    lower_order_final: bool = False
     convergence: int = 1
 
 
 def _unipc(p: int, bh: str) -> Solver:
     # In systems of one unknown UniPC sets the weight 1/2 instead of solving; B(h) survives there only.
-    return Solver("data", p, ((2, bh),), "pseudo", ((1, bh),), convergence=p + 1)
+    return Solver("data", p, ((2, bh),), "pseudo", ((1, bh),), lower_order_final=True, convergence=p + 1)
 
 
 KNOWN: dict[str, Solver] = {
@@ -58,7 +58,7 @@ KNOWN: dict[str, Solver] = {
     **{f"deis-{r}": Solver("noise", r + 1, convergence=r + 1) for r in (1, 2, 3)},
     **{f"unipc-{p}": _unipc(p, "unipc-bh2") for p in (1, 2, 3)},
     **{f"unipc-{p}-bh1": _unipc(p, "unipc-bh1") for p in (1, 2, 3)},
-    "ipndm": Solver("noise", 4, ((2, "adams"), (3, "adams"), (4, "adams")), even=True, convergence=2),
+    "ipndm": Solver("noise", 4, ((2, "adams"), (3, "adams"), (4, "adams")), convergence=2),
 }
 
 
@@ -83,29 +83,30 @@ def known_solver(name: str, lam: Sequence[float], *, variant: str = "paper") -> 
     return uniform(solver, lam)
 
 
-def uniform(solver: Solver, lam: Sequence[float], *, lower_order_final: bool = False) -> tuple[Step, ...]:
+def uniform(solver: Solver, lam: Sequence[float]) -> tuple[Step, ...]:
     """The decisions of a solver that does the same at every step.
 
     The order of step i is at most i + 1. Steps to the clean end, where h is infinite, and steps from a level without
-    signal are of first order, and no other step uses such a level.
+    signal are of first order, and no other step uses such a level; the scaling "adams" needs none of this.
 
     Args:
         solver: the decisions.
         lam: (S+1,) lambda at every visited time.
-        lower_order_final: the last q - 1 steps go down to order q - 1, ..., 1.
     """
     lam = np.asarray(lam, dtype=np.float64)
     count = len(lam) - 1
     if solver.single > 1:
         groups = singlestep_groups(count, solver.single, np.isfinite(lam))
         return tuple(step for size in groups for step in _single(solver, size))
+    # Weights of even steps do not look at lambda.
+    adams = "adams" in dict(solver.scalings).values()
     steps = []
     for i in range(count):
         usable = 0
-        while usable <= i and np.isfinite(lam[i - usable]):
+        while usable <= i and (adams or np.isfinite(lam[i - usable])):
             usable += 1
-        order = min(solver.order, usable) if np.isfinite(lam[i + 1]) else 1
-        if lower_order_final:
+        order = min(solver.order, usable) if adams or np.isfinite(lam[i + 1]) else 1
+        if solver.lower_order_final and not np.isfinite(lam[-1]):
             order = min(order, count - i)
         order = max(order, 1)
         extra = tuple(range(-2, -order - 1, -1))
@@ -117,7 +118,6 @@ def uniform(solver: Solver, lam: Sequence[float], *, lower_order_final: bool = F
                 -1,
                 (extra,) * (order - 1),
                 dict(solver.scalings).get(order),
-                even=solver.even,
                 corrector=corrector,
                 corrector_scaling=dict(solver.corrector_scalings).get(order) if corrector else None,
             )

@@ -42,9 +42,10 @@ class Step:
         order: Taylor order q, 1 to 4.
         start: the point from which the step is made; older ones than -1 give singlestep methods.
         points: for each derivative k = 1 .. q-1 the extra points of its estimate, at least k of them.
-        scaling: factor on the first derivative, one of `SCALINGS`, or None.
+        scaling: factor on the first derivative, one of `SCALINGS`, or None. "adams" takes Adams-Bashforth weights of
+            even steps in place of the phi functions and of the true spacing (PNDM); "dpmsolver-3-released" halves the
+            second derivative.
         linear: c of the scaling "linear", 1 + c h.
-        even: take the points as evenly spaced by this step's h (PNDM).
         corrector: None, "pseudo" (the step is redone with the network's answer at its end, which the next step needs
             anyway) or "implicit" (the network is asked once more, at the corrected point).
         corrector_scaling: scaling inside the corrector.
@@ -56,7 +57,6 @@ class Step:
     points: tuple[tuple[int, ...], ...] = ()
     scaling: str | None = None
     linear: float = 0.0
-    even: bool = False
     corrector: str | None = None
     corrector_scaling: str | None = None
 
@@ -72,6 +72,8 @@ class Step:
             raise InputError("order", self.order, f"the Taylor order is a whole number from 1 to {MAX_ORDER}")
         if len(self.points) != self.order - 1:
             raise InputError("points", self.points, f"order {self.order} estimates {self.order - 1} derivatives")
+        if self.prediction == "ems" and "adams" in (self.scaling, self.corrector_scaling):
+            raise InputError("scaling", "adams", "is defined for noise and data predictions")
         if not math.isfinite(self.linear):
             raise InputError("linear", self.linear, "must be finite")
         for k, extra in enumerate(self.points, start=1):
@@ -243,4 +245,6 @@ def read_plans(source: str | Path | Mapping[str, Any]) -> dict[str, Any]:
         raise ArtefactError(name, None, "its list of plans is damaged; make it again")
     for each in plans:
         SolverSchedule.from_dict(each["plan"])
-    return dict(values)
+    schedule = values.get("schedule")
+    # A description that is built again hands the schedule over as an object.
+    return {**values, "schedule": describe(schedule) if isinstance(schedule, Schedule) else schedule}

@@ -33,8 +33,8 @@ def derivative_scales(
     With z = h for noise and -h for data prediction, R_1 is
         linear: 1 + c h (h in both);  unipc-bh1: (z^2/2)/(e^z - 1 - z);  unipc-bh2 = dpmsolver-2:
         (z/2)(e^z - 1)/(e^z - 1 - z);  0.5exp, -0.5exp: 1 +- (e^z - 1)/2.
-    "adams" gives all derivatives the weights of Adams-Bashforth, R_k = phi_1(z)/((k+1)! phi_{k+1}(z)), as PNDM has
-    them; "dpmsolver-3-released" halves the second derivative, as the released third-order DPM-Solvers do.
+    "dpmsolver-3-released" halves the second derivative, as the released third-order DPM-Solvers do; "adams" is no
+    factor, see :func:`update_weights`.
 
     Args:
         scaling: one of `SCALINGS`, or None.
@@ -50,8 +50,6 @@ def derivative_scales(
     if scaling is None or order < 2:
         return scales
     z = -h if prediction == "data" else h
-    if scaling == "adams":
-        return np.array([phi(1, z) / (math.factorial(k + 1) * phi(k + 1, z)) for k in range(1, order)])
     if scaling == "dpmsolver-3-released":
         scales[1:2] = 0.5
         return scales
@@ -77,22 +75,29 @@ def derivative_weights(step: Step, lam: Sequence[float], target: float) -> np.nd
     Returns:
         (q-1, n) weights.
     """
-    n, s = len(lam), len(lam) + step.start
-    h = target - lam[s]
+    h = target - lam[len(lam) + step.start]
+    scales = derivative_scales(step.scaling, h, step.order, prediction=step.prediction, linear=step.linear)
+    return _differences(step, lam) * scales[:, None]
+
+
+def _differences(step: Step, places: Sequence[float]) -> np.ndarray:
+    """F^(k), unscaled, as weights on F at points that lie at `places`."""
+    n, s = len(places), len(places) + step.start
     out = np.zeros((step.order - 1, n))
     for k, extra in enumerate(step.points, start=1):
         at = [n + p for p in extra]
-        offsets = [(p - s) * h for p in at] if step.even else [lam[p] - lam[s] for p in at]
-        out[k - 1, at] = difference_weights(offsets, k)
+        out[k - 1, at] = difference_weights([places[p] - places[s] for p in at], k)
         out[k - 1, s] = -out[k - 1, at].sum()
-    scales = derivative_scales(step.scaling, h, step.order, prediction=step.prediction, linear=step.linear)
-    return out * scales[:, None]
+    return out
 
 
 def update_weights(
     step: Step, lam: Sequence[float], alpha: Sequence[float], sigma: Sequence[float]
 ) -> tuple[float, np.ndarray]:
     """(a, w) of x_t = a x_s + sum_p w_p F_p, F the noise or the clean image at the visited points.
+
+    With the scaling "adams" the points count as evenly spaced and the sum over k is that of Adams-Bashforth,
+    w_s sum_k h^k F^(k)/(k+1)!, where w_s is the weight of the first-order step.
 
     Args:
         step: the decisions; prediction "noise" or "data".
@@ -107,17 +112,22 @@ def update_weights(
     n, s = len(lam) - 1, len(lam) - 1 + step.start
     h = lam[n] - lam[s]
     noise = step.prediction == "noise"
+    adams = step.scaling == "adams"
+    if step.order > 1 and (alpha[s] == 0 if adams else True):
+        _finite(step, lam)
     a = alpha[n] / alpha[s] if noise else sigma[n] / sigma[s]
     w = np.zeros(n)
+    if np.isfinite(h):
+        w[s] = -sigma[n] * math.expm1(h) if noise else -alpha[n] * math.expm1(-h)
+    else:
+        w[s] = sigma[n] - sigma[s] * a if noise else alpha[n] - alpha[s] * a
     if step.order == 1:
-        if np.isfinite(h):
-            w[s] = -sigma[n] * math.expm1(h) if noise else -alpha[n] * math.expm1(-h)
-        else:
-            w[s] = sigma[n] - sigma[s] * a if noise else alpha[n] - alpha[s] * a
         return a, w
-    _finite(step, lam)
+    if adams:
+        places = np.arange(n, dtype=np.float64)
+        shares = [w[s] / math.factorial(k + 1) for k in range(1, step.order)]
+        return a, w + shares @ _differences(step, places)
     taylor = taylor_weights(h, step.order, prediction=step.prediction) * (-sigma[n] if noise else alpha[n])
-    w[s] = taylor[0]
     return a, w + taylor[1:] @ derivative_weights(step, lam[:n], lam[n])
 
 

@@ -209,8 +209,9 @@ class USF(Sampler):
         def sum_of(step: Step, i: int, end: int) -> Sum:
             """The step from the visited points 0 ... i to times[end]."""
             start, seen = i + 1 + step.start, [*range(i + 1), end]
-            if step.order == 1 and not np.isfinite(lam[[start, end]]).all():
-                # Without signal the noise says nothing of the image; at the clean end all predictions agree.
+            clean = step.prediction == "ems" and np.isposinf(lam[end])
+            if step.order == 1 and (np.isneginf(lam[start]) or clean):
+                # Without signal the noise says nothing of the image; statistics end before the clean end.
                 step = Step("data", 1, step.start)
             if step.prediction == "ems":
                 if self._statistics is None:
