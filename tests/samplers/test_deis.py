@@ -339,6 +339,7 @@ def test_ends_without_signal_or_noise() -> None:
     assert runge_kutta_table(Flow(), times)["stages"][1:-1].all()
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.parametrize("degree", [0, 1, 2])
 def test_log_rho_is_the_scheduler_of_diffusers(degree: int) -> None:
     from diffusers import DEISMultistepScheduler

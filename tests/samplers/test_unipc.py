@@ -129,6 +129,7 @@ def diffusers_run(times: list[int], net: Any, x: Tensor, **settings: Any) -> Ten
     return x
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.parametrize("order", [1, 2, 3])
 @pytest.mark.parametrize("solver, prediction, final", [
     ("bh2", "data", "zero"), ("bh2", "noise", "sigma_min"), ("bh1", "noise", "sigma_min"), ("bh1", "data", "sigma_min")
