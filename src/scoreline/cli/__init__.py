@@ -21,6 +21,7 @@ VERBS = {
     "train": "train a model from a preset or a config file; resumes when run again",
     "data": "summary and picture grid of a data set",
     "models": "the models that come with scoreline",
+    "convert": "a checkpoint of others as a scoreline model, without running its code",
     "systems": "the 48 systems and their state",
     "claims": "re-measure what a paper promises",
 }

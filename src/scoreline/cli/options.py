@@ -98,7 +98,8 @@ def _parser(verb: str, function: Callable[..., Any], example: str) -> argparse.A
             places.add_argument(name, nargs=None if required else "?", **settings)
             usage.append(name.upper() if required else f"[{name.upper()}]")
         else:
-            option = f"--{name.replace('_', '-')}"
+            # An option may be called like a word of Python: its parameter then ends in an underscore.
+            option = f"--{name.rstrip('_').replace('_', '-')}"
             options.add_argument(option, dest=name, required=required, **settings)
             usage += [f"{option} {settings['metavar']}"] if required else []
     options.add_argument("--json", action="store_true", help="print the result as JSON, and nothing else")

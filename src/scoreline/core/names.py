@@ -47,6 +47,7 @@ TABLE: dict[str, dict[str, str]] = {
         "mixture": "scoreline.diffusion.closed_form:Mixture",
         "empirical": "scoreline.diffusion.closed_form:Empirical",
         "latent": "scoreline.diffusion.latent:Latent",
+        "consistency": "scoreline.bridges.consistency:ConsistencyFunction",
     },
     "sampler": {
         "ddpm": "scoreline.samplers.ddpm:DDPM",
