@@ -37,6 +37,11 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
     "heun": [{"s_churn": 4.0, "s_min": 0.05, "s_max": 50.0, "s_noise": 1.003}],
     "ancestral": [{"eta": 0.4, "s_noise": 0.9}],
     "dpm-solver++3m": [{"variant": "released"}],
+    "dpm-solver-v3": [
+        {"corrector": False, "lower_order_final": False},
+        {"solver_order": 1, "variant": "released"},
+        {"pseudo": True, "half": True, "statistics": "data"},
+    ],
     "usf": [{"like": "deis-2"}, {"like": "dpm-solver-2"}],
     "deis": [
         {"degree": 2},

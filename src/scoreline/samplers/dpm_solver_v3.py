@@ -7,13 +7,15 @@ and g^(n) at the start of the step from g there and at p - 1 points visited befo
 was made with the network's answer at its end as a further point, and leaves that answer's f as it is, so that it costs
 no evaluation. All of it is linear in the f of the points: a step is x_t = a x_s + sum_k w_k f_k + c, entry by entry.
 
-The last step has no evaluation to come and none is wasted on its end: it goes to the highest lambda of the statistics,
+The last step has no evaluation to come and none is wasted on its end: it goes to the highest lambda there is,
 and from there to the clean image by x_0 = (1 - l) y - f with f from the same polynomial.
 """
 
 from __future__ import annotations
 
 import copy
+import math
+from collections.abc import Sequence
 from contextlib import suppress
 from types import SimpleNamespace
 from typing import Any, Self
@@ -29,13 +31,16 @@ from scoreline.core.noise import Draws
 from scoreline.core.sampler import Rows, Sampler, State
 from scoreline.core.schedule import Schedule
 from scoreline.samplers.calibrations import find
+from scoreline.samplers.exponential import LeastSteps
 from scoreline.samplers.model_statistics import (
+    Interval,
     ModelStatistics,
+    Visited,
     Weights,
     data_prediction,
     derivative_weights,
     noise_prediction,
-    step_weights,
+    weights_of,
 )
 
 __all__ = ["DPMSolverV3", "corrector_order", "last_weights", "predictor_order"]
@@ -44,6 +49,8 @@ DEGENERATE = {"data": data_prediction, "noise": noise_prediction}
 VARIANTS = ("paper", "released")
 # A corrector of the pseudo order above order 3 has four points.
 POINTS = 4
+# Step x = a x + sum_k w_k f_k + c, its correction likewise, and f's share of x.
+NAMES = ["a", *(f"w{k}" for k in range(POINTS)), "c", "ca", *(f"cw{k}" for k in range(POINTS)), "cc", "fx"]
 
 
 def predictor_order(m: int, steps: int, order: int, lower_order_final: bool) -> int:
@@ -66,7 +73,7 @@ class DPMSolverV3(Sampler):
     """DPM-Solver-v3, one evaluation a step.
 
     Args:
-        order: of the predictor, 1 to 3; 3 suits models without guidance, 2 those with.
+        solver_order: of the predictor, 1 to 3; 3 suits models without guidance, 2 those with.
         corrector: repeat each step, but for the last, once the network has answered at its end.
         pseudo: estimate derivatives by the pseudo order in the predictor; calmer at 5 evaluations.
         pseudo_corrector: the same in the corrector, whose order is then one higher.
@@ -83,12 +90,13 @@ class DPMSolverV3(Sampler):
         InputError: a setting is out of range, or too few steps to reach the order.
     """
 
+    min_steps: int = LeastSteps()  # type: ignore[assignment]
     _held: ModelStatistics | None = None
 
     def __init__(
         self,
         *,
-        order: int = 3,
+        solver_order: int = 3,
         corrector: bool = True,
         pseudo: bool = False,
         pseudo_corrector: bool = False,
@@ -100,21 +108,28 @@ class DPMSolverV3(Sampler):
         nfe: int | None = None,
         grid: str | None = None,
     ) -> None:
-        if order not in (1, 2, 3):
-            raise InputError("order", order, "is 1, 2 or 3")
+        if solver_order not in (1, 2, 3):
+            raise InputError("solver_order", solver_order, "is 1, 2 or 3")
         if variant not in VARIANTS:
             raise unknown_name("variant", variant, VARIANTS)
-        self.min_steps = 2 * order - 1 if lower_order_final else order
+        self.solver_order, self.corrector, self.half, self.lower_order_final = (
+            solver_order, corrector, half, lower_order_final
+        )  # fmt: skip
+        self.pseudo, self.pseudo_corrector, self.statistics, self.variant = (
+            pseudo,
+            pseudo_corrector,
+            statistics,
+            variant,
+        )
         super().__init__(steps=steps, nfe=nfe, grid=grid)
-        self.highest, self.corrector, self.pseudo, self.pseudo_corrector = order, corrector, pseudo, pseudo_corrector
-        self.half, self.lower_order_final, self.statistics, self.variant = half, lower_order_final, statistics, variant
         # Lower orders at the end, and derivatives of the pseudo order, leave the second.
         lowered = lower_order_final or pseudo or (corrector and pseudo_corrector)
-        self.order = min(order, 2) if lowered else order
+        self.order = min(solver_order, 2) if lowered else solver_order
         if statistics in DEGENERATE:
             self._held = DEGENERATE[statistics]()
-        self._kept: tuple[Schedule, Rows] | None = None
-        self._ready: Self | None = None
+
+    def _least(self) -> int:
+        return 2 * self.solver_order - 1 if self.lower_order_final else self.solver_order
 
     def calibrated(self, denoiser: Denoiser) -> Self:
         """This sampler with the statistics of the model.
@@ -126,16 +141,12 @@ class DPMSolverV3(Sampler):
         if self._held is not None:
             return self
         path = None if self.statistics == "model" else self.statistics
-        found = find("dpm-solver-v3", denoiser, path)
-        if self._ready is None or self._ready._held is not found:
-            self._ready = copy.copy(self)
-            self._ready._held, self._ready._ready = found, None
-        return self._ready
+        return self.using(find("dpm-solver-v3", denoiser, path))
 
     def using(self, statistics: ModelStatistics) -> Self:
         """This sampler with statistics at hand."""
         made = copy.copy(self)
-        made._held, made._kept, made._ready = statistics, None, None
+        made._held = statistics
         return made
 
     def times(self, schedule: Schedule, evaluations: int = 1) -> np.ndarray:
@@ -160,47 +171,46 @@ class DPMSolverV3(Sampler):
         if self._held is None:
             mend = "need the model's: call calibrated(model), or give statistics=data, noise or a path"
             raise InputError("statistics", self.statistics, mend)
-        # The batches of a run share their rows.
-        if self._kept is None or self._kept[0] is not schedule or not np.array_equal(self._kept[1].times, times):
-            self._kept = (schedule, self._rows(self._held, schedule, times))
-        return self._kept[1]
-
-    def _rows(self, statistics: ModelStatistics, schedule: Schedule, times: np.ndarray) -> Rows:
+        statistics = self._held
         steps, rule = len(times) - 1, "gauss" if self.variant == "paper" else "trapezoid"
         lam = np.asarray(schedule.lam(np.asarray(times)), dtype=np.float64)
         alpha, sigma = np.asarray(schedule.alpha(times)), np.asarray(schedule.sigma(times))
         first = 0 if np.isfinite(lam[0]) else 1  # a level without signal is no point of the statistics
         statistics.check(lam[first:][np.isfinite(lam[first:])], thing="lambda of a level")
         zero = torch.zeros(statistics.shape, dtype=torch.float64)
-        names = ["a", *(f"w{k}" for k in range(POINTS)), "c", "ca", *(f"cw{k}" for k in range(POINTS)), "cc", "fx"]
-        columns: dict[str, list[Any]] = {name: [] for name in [*names, "fm", "fe", "correct"]}
+        columns: dict[str, list[Any]] = {name: [] for name in [*NAMES, "fm", "fe", "correct"]}
+        # The clean image is reached by way of the highest lambda that the model and the statistics know.
+        top = max(min(float(schedule.lam(schedule.t_min)), statistics.high), lam[-2])
+        ends = np.minimum(lam[first:], top)
+        run = Visited(statistics, ends, top=POINTS - 1, rule=rule)
+
+        def step(i: int, others: list[int], pseudo: bool) -> Weights:
+            """From point i to the next one, with f at i and at other points known."""
+            derivatives = derivative_weights([ends[j - first] - ends[i - first] for j in others], pseudo=pseudo)
+            seen = [run.seen(i - first, j - first) for j in others]
+            if np.isinf(lam[i + 1]):
+                a, on, c = last_weights(statistics.at([top])[0][0], run.steps[i - first], seen, derivatives)
+                return Weights(a / alpha[i], on, c)
+            a, on, c = weights_of(run.steps[i - first], seen, derivatives)
+            return Weights(a * (alpha[i + 1] / alpha[i]), tuple(alpha[i + 1] * w for w in on), alpha[i + 1] * c)
+
         orders: list[int] = []
         for i in range(steps):
             m = i + 1 - first
-            p = predictor_order(m, steps - first, self.highest, self.lower_order_final) if m > 0 else 1
+            p = predictor_order(m, steps - first, self.solver_order, self.lower_order_final) if m > 0 else 1
             orders.append(p)
-            alphas = (alpha[i], alpha[i + 1])
-            past = list(lam[max(i - p + 1, first) : i][::-1]) if p > 1 else []
             if i < first:
                 # DDIM's step with f = -E[x_0|x]: exact for a constant prediction, nothing better is defined.
                 a = sigma[i + 1] / sigma[i]
                 made = Weights(zero + a, (zero + a * alpha[i] - alpha[i + 1],), zero)
-            elif np.isinf(lam[i + 1]):
-                made = last_weights(statistics, lam[i], past, alpha=alpha[i], pseudo=self.pseudo, rule=rule)
             else:
-                made = step_weights(statistics, lam[i], lam[i + 1], past, alphas=alphas, pseudo=self.pseudo, rule=rule)
-            again = Weights(zero, (), zero)
+                made = step(i, list(range(i - 1, i - p, -1)), self.pseudo)
             c = corrector_order(orders[i - 1], self.pseudo_corrector) if self.corrector and m > 1 else 0
             if c and self.half:
                 clean = times[i] <= 0.5 * schedule.t_max
                 c *= clean if self.variant == "paper" else not clean
-            if c:
-                # The step before this one, from i - 1 to i; its end is the first further point.
-                more = [lam[i], *lam[max(i - c + 1, first) : i - 1][::-1]]
-                again = step_weights(
-                    statistics, lam[i - 1], lam[i], more, alphas=(alpha[i - 1], alpha[i]),
-                    pseudo=self.pseudo_corrector, rule=rule,
-                )  # fmt: skip
+            # The step before this one, from i - 1 to i; its end is the first further point.
+            again = step(i - 1, [i, *range(i - 2, i - c, -1)], self.pseudo_corrector) if c else Weights(zero, (), zero)
             on = (*made.on, *[zero] * (POINTS - len(made.on)))
             # In the order of the points' age: the end of the step, its start, and those before.
             aged = (again.on[1], again.on[0], *again.on[2:]) if c else ()
@@ -210,20 +220,19 @@ class DPMSolverV3(Sampler):
             # f by whichever of its two forms does not cancel.
             fx = zero if i < first else ((1 - l) if noisy else -l) / alpha[i]
             values = (made.a, *on, made.constant, again.a, *fixed, again.constant, fx)
-            for name, value in zip(names, values):
+            for name, value in zip(NAMES, values):
                 columns[name].append(value)
             for name, number in (("fm", -1.0 if noisy else 0.0), ("fe", 0.0 if noisy else sigma[i] / alpha[i])):
                 columns[name].append(number)
             columns["correct"].append(bool(c))
-        stacked = {name: torch.stack(columns[name]) for name in names}
+        stacked = {name: torch.stack(columns[name]) for name in NAMES}
         plain = {name: np.array(columns[name]) for name in ("fm", "fe", "correct")}
         return Rows(times, **stacked, **plain)
 
     def init(self, denoiser: Denoiser, noise: Draws, rows: Rows, x: Tensor | None = None) -> State:
         state = super().init(denoiser, noise, rows, x)
         # All coefficients in one transfer, in the type of the state: a step then only reads them.
-        names = ["a", *(f"w{k}" for k in range(POINTS)), "c", "ca", *(f"cw{k}" for k in range(POINTS)), "cc", "fx"]
-        ready = torch.stack([rows[name] for name in names], 1).to(state.x)
+        ready = torch.stack([rows[name] for name in NAMES], 1).to(state.x)
         return State(state.x, noise, (ready, None, ()))
 
     def step(self, denoiser: Denoiser, state: State, row: SimpleNamespace) -> State:
@@ -242,41 +251,28 @@ class DPMSolverV3(Sampler):
 
 
 def last_weights(
-    statistics: ModelStatistics,
-    start: float,
-    others: list[float],
-    *,
-    alpha: float = 1.0,
-    pseudo: bool = False,
-    rule: str = "gauss",
+    l: Tensor,  # noqa: E741 (the paper's letter)
+    step: Interval,
+    seen: Sequence[tuple[Tensor, Tensor]],
+    derivatives: np.ndarray,
 ) -> Weights:
-    """The step from lambda `start` to the clean image without a further evaluation.
+    """The step to the clean image without a further evaluation: x_0 as a sum of y and the f of the points.
 
-    First to the highest lambda of the statistics; there E[x_0|x] = (1 - l) y - f with f = e^S (g + B) and g from its
-    Taylor polynomial at the start.
+    First to the highest lambda there is; there E[x_0|x] = (1 - l) y - f with f = e^S (g + B) and g from its Taylor
+    polynomial at the start.
 
     Args:
-        statistics: of the model.
-        start: lambda.
-        others: lambda of further points, nearest first.
-        alpha: at the start.
-        pseudo, rule: see :func:`scoreline.samplers.model_statistics.step_weights`.
-
-    Returns:
-        Weights on x at the start and on f there and at the other points.
+        l: at that lambda.
+        step: integrals from the start to it.
+        seen, derivatives: see :func:`scoreline.samplers.model_statistics.weights_of`.
     """
-    end = statistics.high
-    start = min(start, end)
-    derivatives = derivative_weights([p - start for p in others], pseudo=pseudo)
-    y = step_weights(statistics, start, end, others, derivatives=derivatives, rule=rule)
-    step = statistics.between(start, end, rule=rule)
-    l, grow = statistics.at([end])[0][0], step.S.exp()  # noqa: E741
-    taylor = [step.h ** (j + 1) / float(np.prod(range(1, j + 2))) for j in range(len(derivatives))]
-    shares = taylor @ derivatives if taylor else np.zeros(1)
-    shares = np.asarray(shares) + np.eye(len(others) + 1)[0]
-    on, constant = [(1 - l) * y.on[0] - grow * float(shares[0])], (1 - l) * y.constant - grow * step.B
-    for k, point in enumerate(others, start=1):
-        back = statistics.between(start, point, rule=rule)
-        on.append((1 - l) * y.on[k] - grow * float(shares[k]) * (-back.S).exp())
-        constant = constant + grow * float(shares[k]) * back.B
-    return Weights((1 - l) * y.a / alpha, tuple(on), constant)
+    a, on_y, constant = weights_of(step, seen, derivatives)
+    keep, grow = 1 - l, step.S.exp()
+    shares = np.eye(len(seen) + 1)[0]
+    for j, row in enumerate(derivatives, start=1):
+        shares = shares + row * step.h**j / math.factorial(j)
+    on, constant = [keep * on_y[0] - grow * float(shares[0])], keep * constant - grow * step.B
+    for weight, share, (S, B) in zip(on_y[1:], shares[1:], seen):
+        on.append(keep * weight - grow * float(share) * (-S).exp())
+        constant = constant + grow * float(share) * B
+    return Weights(keep * a, tuple(on), constant)

@@ -29,8 +29,8 @@ from scoreline.core.denoiser import Denoiser
 from scoreline.core.errors import InputError, unknown_name
 
 __all__ = [
-    "Interval", "ModelStatistics", "Weights", "data_prediction", "derivative_weights", "noise_prediction",
-    "step_weights",
+    "Interval", "ModelStatistics", "Visited", "Weights", "data_prediction", "derivative_weights", "noise_prediction",
+    "step_weights", "weights_of",
 ]  # fmt: skip
 
 # Wider cells than this are divided for Gauss' rule, whose error is then below rounding (half-widths to the 8th power).
@@ -295,16 +295,54 @@ def step_weights(
     if derivatives is None:
         derivatives = derivative_weights([p - start for p in others], pseudo=pseudo)
     step = statistics.between(start, end, top=len(derivatives), rule=rule)
-    shares = [sum((step.I[j + 1] * float(row[k]) for j, row in enumerate(derivatives)), torch.zeros_like(step.C))
-              for k in range(len(others) + 1)]  # fmt: skip
-    shares[0] = shares[0] + step.I[0]
-    out = alphas[1] * (-step.L).exp()
-    on, constant = [-out * shares[0]], -out * step.C
-    for share, point in zip(shares[1:], others):
-        past = statistics.between(start, point, rule=rule)
-        on.append(-out * share * (-past.S).exp())
-        constant = constant + out * share * past.B
-    return Weights(out / alphas[0], tuple(on), constant)
+    seen = [statistics.between(start, point, rule=rule) for point in others]
+    a, on, constant = weights_of(step, [(point.S, point.B) for point in seen], derivatives)
+    out = alphas[1]
+    return Weights(a * (out / alphas[0]), tuple(out * w for w in on), out * constant)
+
+
+def weights_of(step: Interval, seen: Sequence[tuple[Tensor, Tensor]], derivatives: np.ndarray) -> Weights:
+    """The step in y = x/alpha from its integrals; see :func:`step_weights`.
+
+    Args:
+        step: from the start to the end, with I_n up to the highest derivative.
+        seen: (S, B) from the start to each further point.
+        derivatives: (m, n + 1) weights of g^(1) ... g^(m) on g at the start and at the n further points.
+    """
+    shrink = (-step.L).exp()
+    shares = [sum((I * float(row[k]) for I, row in zip(step.I[1:], derivatives)), torch.zeros_like(step.C))  # noqa: E741
+              for k in range(len(seen) + 1)]  # fmt: skip
+    on, constant = [-shrink * (shares[0] + step.I[0])], -shrink * step.C
+    for share, (S, B) in zip(shares[1:], seen):
+        on.append(-shrink * share * (-S).exp())
+        constant = constant + shrink * share * B
+    return Weights(shrink, tuple(on), constant)
+
+
+class Visited:
+    """The integrals between the points of a run: each step's own once, all others from those.
+
+    From t back to s:  S -> -S, B -> -e^S B;  from s over t to r:  S = S_1 + S_2, B = B_1 + e^{-S_1} B_2.
+
+    Args:
+        statistics: of the model.
+        lam: (M + 1,) finite values of lambda.
+        top, rule: see :meth:`ModelStatistics.between`.
+    """
+
+    def __init__(self, statistics: ModelStatistics, lam: Sequence[float], *, top: int, rule: str = "gauss") -> None:
+        self.steps = [statistics.between(a, b, top=top, rule=rule) for a, b in pairwise(lam)]
+        self._zero = torch.zeros(statistics.shape, dtype=torch.float64)
+
+    def seen(self, start: int, point: int) -> tuple[Tensor, Tensor]:
+        """(S, B) from point `start` to point `point` of the run."""
+        S, B = self._zero, self._zero
+        for i in range(start, point):
+            B, S = B + (-S).exp() * self.steps[i].B, S + self.steps[i].S
+        for i in range(start - 1, point - 1, -1):
+            step = self.steps[i]
+            B, S = B - (-S).exp() * step.S.exp() * step.B, S - step.S
+        return S, B
 
 
 def _divided(cuts: np.ndarray) -> np.ndarray:

@@ -40,7 +40,7 @@ MOMENTS = ("diagonal", "y", "D", "D'", "yy", "yD", "DD", "yD'", "DD'")
 LOWEST = -7.0
 SECONDS = 30.0
 # Where f varies by less than this share of its size squared, it is taken for constant.
-LEAST_VARIANCE = 1e-7
+LEAST_VARIANCE = 1e-12
 
 
 def lam_range(schedule: Schedule) -> tuple[float, float]:
