@@ -22,7 +22,7 @@ def test_card_of_a_file(scoreline: Any, tiny: str) -> None:
 
 def test_the_models_that_come_with_scoreline(scoreline: Any) -> None:
     rows = {row["name"]: row for row in scoreline("models", "--json").json}
-    assert sorted(rows) == ["digits", "digits-eps", "digits-net"]
+    assert sorted(rows) == ["digits", "digits-eps", "digits-net", "digits-noisy-classifier"]
     for name, row in rows.items():
         assert row["command"].startswith(f"scoreline train {name}")
         assert row["data"] == "digits"

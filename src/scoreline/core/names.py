@@ -89,6 +89,7 @@ TABLE: dict[str, dict[str, str]] = {
         "digits": "digits.safetensors",
         "digits-eps": "digits-eps.safetensors",
         "digits-net": "digits-net.safetensors",
+        "digits-noisy-classifier": "digits-noisy-classifier.safetensors",
     },
     "calibration": {
         "dpm-solver-v3": "scoreline.samplers.model_statistics:ModelStatistics",
