@@ -14,7 +14,7 @@ from scoreline.core.errors import InputError, NonFiniteError
 from scoreline.diffusion.dormand_prince import A, B, C, E, integrate
 
 # Forced oscillators, each with a frequency of its own: some need many steps, some few.
-RATES = torch.tensor([0.3, 8.0, 1.0, 30.0], dtype=torch.float64)
+RATES = torch.tensor([0.3, 8.0, 1.0, 15.0], dtype=torch.float64)
 START = torch.tensor([[1.0, 0.2], [0.0, -1.0], [2.0, 0.1], [0.5, 0.5]], dtype=torch.float64)
 
 
@@ -42,7 +42,7 @@ def test_one_image_takes_scipys_steps(ends: tuple[float, float], rtol: float) ->
             lambda y, t, rows, i=i: slope(y, t, torch.tensor([i])), START[i : i + 1], *ends, rtol=rtol, atol=1e-6
         )
         theirs = solve_ivp(
-            lambda t, y, i=i: slope(torch.tensor(y)[None], torch.tensor([t]), torch.tensor([i]))[0].numpy(),
+            lambda t, y, i=i: slope(torch.tensor(y)[None], torch.tensor([t], dtype=torch.float64), torch.tensor([i]))[0].numpy(),
             ends,
             START[i].numpy(),
             method="RK45",
@@ -50,7 +50,7 @@ def test_one_image_takes_scipys_steps(ends: tuple[float, float], rtol: float) ->
             atol=1e-6,
         )
         assert mine.evaluations.tolist() == [theirs.nfev]
-        assert np.abs(mine.y[0].numpy() - theirs.y[:, -1]).max() < 1e-10
+        assert np.abs(mine.y[0].numpy() - theirs.y[:, -1]).max() < 1e-12
 
 
 @pytest.mark.parametrize("compact", [True, False])

@@ -21,7 +21,9 @@ from torch import Tensor
 
 from scoreline.core.cond import Cond
 from scoreline.core.denoiser import Denoiser
+from scoreline.core.errors import InputError
 from scoreline.core.schedule import Schedule, Time, arithmetic, spread
+from scoreline.diffusion.schedules import VE, VP, SubVP
 
 __all__ = ["angle", "bound_inside", "discretised", "flow_slope", "radius", "released_table", "reverse_drift", "time_at"]
 
@@ -105,11 +107,12 @@ def released_table(schedule: Schedule, t: np.ndarray, count: int) -> tuple[np.nd
         schedule: VE, VP or sub-VP, with times in [0, 1].
         t: (S,) times.
         count: N.
+
+    Raises:
+        InputError: on VP, so few entries that the largest beta would not be below 1.
     """
     # In float32, as released: at an exact grid value the index can be one too low.
     index = (torch.tensor(t, dtype=torch.float32) * (count - 1)).long().numpy()
-    from scoreline.diffusion.schedules import VE, VP, SubVP
-
     if isinstance(schedule, VE):
         sigmas = np.exp(np.linspace(math.log(schedule.sigma_min), math.log(schedule.sigma_max), count))
         below = np.where(index > 0, sigmas[index - 1], 0.0)
@@ -117,5 +120,8 @@ def released_table(schedule: Schedule, t: np.ndarray, count: int) -> tuple[np.nd
     assert isinstance(schedule, VP)
     if isinstance(schedule, SubVP):
         return 1 - 0.5 * schedule.beta(t) / count, np.asarray(schedule.drift(t)[1]) / count
+    if schedule.beta_max >= count:
+        mend = f"the released table has as many entries as steps and needs more than {schedule.beta_max:g}; use more"
+        raise InputError("steps", count, mend)
     betas = np.linspace(schedule.beta_min / count, schedule.beta_max / count, count)[index]
     return np.sqrt(1 - betas), betas
