@@ -173,7 +173,7 @@ def test_the_first_generation() -> None:
     near = [len(set(c.steps) & set(members[0].steps)) for c in members]
     # 25 random candidates, which share hardly anything with the uniform one, and 24 mutants, which share most.
     assert max(near[1:26]) <= 2
-    assert np.mean(near[26:]) > 4.5
+    assert np.mean(near[26:]) > 4.2
     assert len(members) == 50
 
 
