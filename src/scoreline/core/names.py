@@ -61,6 +61,7 @@ TABLE: dict[str, dict[str, str]] = {
         "deis": "scoreline.samplers.deis:DEIS",
         "unipc": "scoreline.samplers.unipc:UniPC",
         "pndm": "scoreline.samplers.pndm:PNDM",
+        "skip-tuning": "scoreline.guidance.skip_tuning:SkipTuning",
         "planned": "scoreline.guidance.planned:Planned",
         "time-shift": "scoreline.guidance.time_shift:TimeShift",
         "epsilon-scaling": "scoreline.guidance.epsilon_scaling:EpsilonScaling",

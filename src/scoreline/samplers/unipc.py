@@ -58,9 +58,8 @@ def point_weights(
     if len(r) == 1 and solver != "vary":
         # One point: order 2 of the predictor, order 1 of the corrector.
         return np.array([-0.5 * B / r[0]])
-    i = np.arange(1, len(r) + 1)
-    right = np.array([math.factorial(k) * z * phi(k + 1, z) for k in i])
-    return -np.linalg.solve(r ** (i[:, None] - 1), right) / r
+    right = np.array([math.factorial(i) * z * phi(i + 1, z) for i in range(1, len(r) + 1)])
+    return -np.linalg.solve(r ** np.arange(len(r))[:, None], right) / r
 
 
 @recorded

@@ -1,0 +1,298 @@
+"""Skip-tuning: a U-Net whose skip connections are damped while it samples, Ma et al. 2024 (arXiv 2402.15170).
+
+At every skip joint of the decoder the input is concat(u_i, d_i), u_i the decoder's feature and d_i the encoder's stored
+one; d_i is replaced by rho_i d_i with
+    rho_i = rho + (top - rho) i/(k - 1),  i = 0 at the deepest joint ... k - 1 at the highest resolution
+Weights, preconditioning, sampler and schedule stay as they are. The factors hold where low <= sigma/alpha <= high and
+are exactly 1 elsewhere. "skip" means the long connections of the U-Net, not EDM's c_skip and no residual shortcut.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any, Self
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from scoreline.core.artefact import recorded
+from scoreline.core.cond import Cond
+from scoreline.core.cost import Counted
+from scoreline.core.denoiser import Denoiser, Posterior, View
+from scoreline.core.encoder import Encoder
+from scoreline.core.errors import InputError, unknown_name
+from scoreline.core.names import lookup
+from scoreline.core.noise import Draws
+from scoreline.core.sampler import Rows, Sample, Sampler, State
+from scoreline.core.schedule import Schedule, Time
+from scoreline.nn.plan import Plan, linear
+
+__all__ = ["SIDES", "SkipTuned", "SkipTuning", "denoising_losses", "joint_count", "skip_plan", "skip_ratios"]
+
+SIDES = ("skip", "hidden")
+
+
+def joint_count(model: Denoiser) -> int:
+    """Number of skip joints of the U-Net inside a model.
+
+    Raises:
+        InputError: there is none.
+    """
+    for module in model.modules():
+        joints = getattr(module, "joints", ())
+        if isinstance(joints, tuple) and joints:
+            return len(joints)
+    raise InputError("skip tuning", type(model).__name__, "this model has no skip joints; it needs a U-Net")
+
+
+def skip_plan(k: int, rho: float, top: float = 1.0, *, index: str = "inclusive", side: str = "skip") -> Plan:
+    """The plan that scales k joints by `linear(rho, top, k)`.
+
+    Args:
+        k: number of joints.
+        rho: factor of the deepest joint, positive.
+        top: factor of the highest resolution, positive.
+        index: how the end points are counted, see :func:`scoreline.nn.plan.linear`.
+        side: "skip" scales d_i by rho_i; "hidden" scales u_i by 1/rho_i, which gives the same ratio of the two but not
+            the same function (the control that is close to FreeU).
+
+    Raises:
+        InputError: a factor is not positive, or a name is unknown.
+
+    >>> skip_plan(3, 0.5).skip_scale
+    (0.5, 0.75, 1.0)
+    """
+    for thing, value in (("rho", rho), ("top", top)):
+        if not (math.isfinite(value) and value > 0):
+            raise InputError(thing, value, "must be a positive number; 1 changes nothing")
+    if side not in SIDES:
+        raise unknown_name("side", side, SIDES)
+    factors = linear(rho, top, k, index=index)
+    if side == "skip":
+        return Plan(skip_scale=factors)
+    return Plan(hidden_scale=tuple(1 / factor for factor in factors))
+
+
+def _product(a: Sequence[float] | None, b: Sequence[float] | None) -> tuple[float, ...] | None:
+    if a is None or b is None:
+        return None if a is None and b is None else tuple(a if b is None else b)  # type: ignore[arg-type]
+    return tuple(x * y for x, y in zip(a, b, strict=True))
+
+
+class SkipTuned(View):
+    """A denoiser under a plan between two noise levels, and as it is elsewhere.
+
+    The model itself is not changed, so there is nothing to restore.
+
+    Args:
+        inner: any denoiser that can be put `under` a plan.
+        plan: e.g. of :func:`skip_plan`.
+        low, high: noise levels sigma/alpha, both included, between which the plan holds.
+
+    Raises:
+        InputError: the plan does not fit the model, or the range is empty.
+    """
+
+    def __init__(self, inner: Denoiser, plan: Plan, *, low: float = 0.0, high: float = math.inf) -> None:
+        super().__init__(inner)
+        _check_range(low, high)
+        self.plan, self.low, self.high = plan, low, high
+        # In a tuple, so that the shared modules are not registered a second time.
+        self._tuned = (inner.under(plan),)
+
+    @property
+    def tuned(self) -> Denoiser:
+        """The inner model under the plan."""
+        return self._tuned[0]
+
+    def _inside(self, t: Time) -> bool:
+        if self.low <= 0 and math.isinf(self.high):
+            return True
+        if isinstance(t, Tensor) and t.dim():
+            mend = "a range of noise levels needs one time for the whole batch; leave low and high out"
+            raise InputError("time", tuple(t.shape), mend)
+        alpha, sigma = float(self.schedule.alpha(t)), float(self.schedule.sigma(t))
+        return sigma >= self.low * alpha and (math.isinf(self.high) or sigma <= self.high * alpha)
+
+    def posterior(self, x: Tensor, t: Time, cond: Cond | None) -> Posterior:
+        return (self.tuned if self._inside(t) else self.inner)(x, t, cond)
+
+    def under(self, plan: Plan) -> Self:
+        """The same view with a further plan, whose factors multiply those of this one."""
+        both = replace(
+            plan,
+            drop=plan.drop | self.plan.drop,
+            skip_scale=_product(plan.skip_scale, self.plan.skip_scale),
+            hidden_scale=_product(plan.hidden_scale, self.plan.hidden_scale),
+        )
+        view = super().under(plan)
+        view._tuned = (self.inner.under(both),)
+        return view
+
+
+def _check_range(low: float, high: float) -> None:
+    if not 0 <= low < high:
+        raise InputError("low, high", (low, high), "need 0 <= low < high, noise levels sigma/alpha")
+
+
+@recorded
+class SkipTuning(Sampler):
+    """A sampler on the skip-tuned network.
+
+    Args:
+        of: the sampler inside, a name or an object.
+        rho: factor of the deepest joint; 1 changes nothing. It depends on model and budget and is found by a search
+            (`scoreline.search.skip_sweep`); the paper's lie between 0.5 and 1, lower for fewer steps.
+        top: factor of the highest resolution.
+        index: "inclusive", "from-zero" or "from-one", see :func:`scoreline.nn.plan.linear`.
+        side: "skip", or "hidden" for the control that scales the other side by 1/rho_i.
+        low, high: noise levels sigma/alpha between which the factors hold.
+        steps, nfe, grid: see :class:`scoreline.core.sampler.Sampler`.
+
+    Raises:
+        InputError: a setting is out of range.
+    """
+
+    def __init__(
+        self,
+        *,
+        of: str | Sampler = "ddim",
+        rho: float = 1.0,
+        top: float = 1.0,
+        index: str = "inclusive",
+        side: str = "skip",
+        low: float = 0.0,
+        high: float = math.inf,
+        steps: int | None = None,
+        nfe: int | None = None,
+        grid: str | None = None,
+    ) -> None:
+        self.of, self.rho, self.top, self.index, self.side, self.low, self.high = of, rho, top, index, side, low, high
+        skip_plan(2, rho, top, index=index, side=side)
+        _check_range(low, high)
+        inner: Sampler = lookup("sampler", of)() if isinstance(of, str) else of
+        if isinstance(inner, SkipTuning):
+            raise InputError("of", "skip-tuning", "is tuned already; name the sampler inside it")
+        self.min_steps = inner.min_steps
+        super().__init__(steps=steps, nfe=nfe, grid=grid)
+        self._inner = copy.copy(inner)
+        self._inner.steps, self._inner.nfe, self._inner.grid = steps, nfe, grid or inner.grid
+        self.order, self.stochastic, self.rising = inner.order, inner.stochastic, inner.rising
+        self.per_image = inner.per_image and (self._nothing or (low <= 0 and math.isinf(high)))
+
+    @property
+    def _nothing(self) -> bool:
+        return self.rho == 1 and self.top == 1
+
+    def tuned(self, denoiser: Denoiser) -> Denoiser:
+        """The model that is asked: the same one where all factors are 1.
+
+        Raises:
+            InputError: it has no skip joints.
+        """
+        if self._nothing:
+            return denoiser
+        plan = skip_plan(joint_count(denoiser), self.rho, self.top, index=self.index, side=self.side)
+        return SkipTuned(denoiser, plan, low=self.low, high=self.high)
+
+    def cost(self, steps: int) -> int:
+        return self._inner.cost(steps)
+
+    def plan(self, evaluations: int = 1) -> int:
+        return self._inner.plan(evaluations)
+
+    def times(self, schedule: Schedule, evaluations: int = 1) -> np.ndarray:
+        return self._inner.times(schedule, evaluations)
+
+    def calibrated(self, denoiser: Denoiser) -> Self:
+        self.tuned(denoiser)  # refused here, before any work
+        ready = self._inner.calibrated(denoiser)
+        if ready is self._inner:
+            return self
+        other = copy.copy(self)
+        other._inner = ready
+        return other
+
+    def coefficients(self, schedule: Schedule, times: Any) -> Rows:
+        return self._inner.coefficients(schedule, times)
+
+    def init(self, denoiser: Denoiser, noise: Draws, rows: Rows, x: Tensor | None = None) -> State:
+        return self._inner.init(denoiser, noise, rows, x)
+
+    def step(self, denoiser: Denoiser, state: State, row: SimpleNamespace) -> State:
+        view = self.tuned(denoiser)
+        if not isinstance(denoiser, Counted) or not isinstance(view, SkipTuned):
+            return self._inner.step(view, state, row)
+        before = denoiser.nfe
+        state = self._inner.step(view, state, row)
+        # The tuned view is a copy that counted by itself.
+        assert isinstance(view.tuned, Counted)
+        denoiser.nfe += view.tuned.nfe - before
+        return state
+
+    def __call__(
+        self,
+        denoiser: Denoiser,
+        noise: Draws,
+        *,
+        times: Any = None,
+        x: Tensor | None = None,
+        trajectory: bool = False,
+    ) -> Sample:
+        ready = self.calibrated(denoiser)
+        return ready._inner(ready.tuned(denoiser), noise, times=times, x=x, trajectory=trajectory)
+
+    def __repr__(self) -> str:
+        names = ("of", "rho", "top", "index", "side", "low", "high", "steps", "nfe", "grid")
+        shown = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        return f"SkipTuning({', '.join(f'{k}={v!r}' for k, v in shown.items())})"
+
+
+@torch.no_grad()
+def skip_ratios(model: Denoiser, x: Tensor, t: Time, cond: Cond | None = None) -> list[float]:
+    """prop_i = ||d_i|| / ||u_i|| at each joint, deepest first, averaged over images.
+
+    Args:
+        model: a denoiser with skip joints; under a plan or in a :class:`SkipTuned` view the scaled sides are compared.
+        x: (B, *shape) noisy images.
+        t: their noise level.
+        cond: conditions.
+
+    Reference: Ma et al. 2024, section 3.
+    """
+    k = joint_count(model)
+    names = [(f"joint.{i}.skip", f"joint.{i}.hidden") for i in range(k)]
+    taps = model.under(Plan(taps=tuple(name for pair in names for name in pair)))(x, t, cond).taps
+    ratios = []
+    for skip, hidden in names:
+        above, below = (taps[name].flatten(1).float().norm(dim=1) for name in (skip, hidden))
+        ratios.append(float((above / below).mean()))
+    return ratios
+
+
+@torch.no_grad()
+def denoising_losses(
+    model: Denoiser, images: Tensor, t: float, noise: Tensor, encoder: Encoder | None = None, cond: Cond | None = None
+) -> tuple[float, float | None]:
+    """(E ||D(x_t) - x_0||^2 / pixels, E ||phi(D(x_t)) - phi(x_0)||^2 / features) at one noise level.
+
+    Args:
+        model: the denoiser D, tuned or not.
+        images: (B, *shape) clean images x_0.
+        t: noise level.
+        noise: (B, *shape) standard normal.
+        encoder: phi; None leaves the second loss out.
+        cond: conditions.
+
+    Reference: Ma et al. 2024, section 4: skip-tuning raises the first and lowers the second.
+    """
+    mean = model(model.schedule.marginal(images, t, noise), t, cond).mean
+    pixel = float((mean - images).square().mean())
+    if encoder is None:
+        return pixel, None
+    return pixel, float((encoder.features(mean) - encoder.features(images)).square().mean())
