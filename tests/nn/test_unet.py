@@ -27,6 +27,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "ddpmpp": DIGITS | {"decoder_attention": "last", "rescale": True, "resampling_projection": True},
     "ncsnpp": DIGITS
     | {"rescale": True, "resampling_filter": (1, 3, 3, 1), "input_pyramid": True, "time_features": "fourier"},
+    "ncsnpp256": DIGITS
+    | {"rescale": True, "resampling_filter": (1, 3, 3, 1), "input_skip": True, "output_skip": True},
     "ctm": DIGITS | {"second_time": True},
     "text": DIGITS | {"context_dim": 6},
     "wide": DIGITS | {"base_channels": 48, "modulation": "scale-shift"},
@@ -75,10 +77,12 @@ COUNTS = [
     pytest.param("edm-ncsnpp-cifar10", {}, 56_397_827, marks=check(system=19, number=10)),
     pytest.param("rfpp-ffhq64", {}, 62_761_091, marks=check(system=19, number=10)),
     pytest.param("ddpmpp-continuous-cifar10", {}, 61_804_419, marks=check(system=13, number=9)),
-    ("ncsnpp-continuous-cifar10", {}, 62_758_787),
-    ("ncsnpp-continuous-cifar10", {"num_blocks": 8}, 107_586_947),
-    ("ddpmpp-continuous-cifar10", {"num_blocks": 8}, 106_632_579),
-    ("ddpm-continuous-cifar10", {}, 35_218_947),
+    pytest.param("ncsnpp-continuous-cifar10", {}, 62_758_787, marks=check(system=15, number=4)),
+    pytest.param("ncsnpp-continuous-cifar10", {"num_blocks": 8}, 107_586_947, marks=check(system=15, number=4)),
+    pytest.param("ddpmpp-continuous-cifar10", {}, 61_804_419, marks=check(system=15, number=4)),
+    pytest.param("ddpmpp-continuous-cifar10", {"num_blocks": 8}, 106_632_579, marks=check(system=15, number=4)),
+    pytest.param("ddpm-continuous-cifar10", {}, 35_218_947, marks=check(system=15, number=4)),
+    pytest.param("ncsnpp-continuous-celebahq256", {}, 65_574_421, marks=check(system=15, number=4)),
     ("ddpm-cifar10", {}, 35_746_307),
     pytest.param("progressive-cifar10", {}, 60_004_099, marks=check(system=17, number=10)),
     pytest.param("progressive-imagenet64-both", {}, 295_905_222, marks=check(system=17, number=10)),
@@ -101,6 +105,33 @@ def test_published_parameter_counts(name, changes, parameters):
 def test_every_preset_is_counted():
     counted = {case.values[0] if hasattr(case, "values") else case[0] for case in COUNTS}
     assert set(UNET_PRESETS) - counted == {"edm-ddpmpp-ffhq64"}
+
+
+def test_the_output_pyramid_adds_upsampled_heads_and_the_input_skip_projects_the_downsampled_input():
+    net = alive(VARIANTS["ncsnpp256"])
+    x, t = torch.randn(2, 1, 8, 8), torch.tensor([0.3, 0.7])
+    with torch.no_grad():
+        low, high = net.heads.values()
+        seen = []
+        for head in (low, high):
+            head.register_forward_hook(lambda module, given, out: seen.append(out))
+        out = net(x, t)
+        assert [v.shape[-1] for v in seen] == [4, 8]
+        assert torch.allclose(out, net.widen(seen[0]) + seen[1], atol=1e-6)
+        # A flat image stays flat through the resampling, so that the filters sum to one.
+        flat = net.widen(net.shrink(torch.ones(1, 1, 8, 8)))
+        assert torch.allclose(flat[..., 3:5, 3:5], torch.ones(2, 2), atol=1e-6)
+        (projection,) = net.pyramid.values()
+        given = []
+        projection.register_forward_hook(lambda module, args, out: given.append(args[0]))
+        net(x, t)
+        assert torch.allclose(given[0], net.shrink(x))
+    assert not hasattr(net, "output")
+
+
+def test_one_form_of_the_input_pyramid_at_a_time():
+    with pytest.raises(InputError, match="input_skip"):
+        UNet(**DIGITS, input_pyramid=True, input_skip=True)
 
 
 def test_fourier_frequencies_are_frozen_state():

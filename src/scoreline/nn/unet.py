@@ -25,6 +25,7 @@ from scoreline.nn.blocks import (
     ConvResample,
     CrossAttention,
     FIRDownConv,
+    Resample,
     ResBlock,
     conv2d,
     group_norm,
@@ -91,6 +92,18 @@ class Stage(nn.Module):
         return h
 
 
+class Head(nn.Module):
+    """Norm, SiLU and the convolution to the output's channels, of one level."""
+
+    def __init__(self, channels: int, out_channels: int, eps: float, init: str) -> None:
+        super().__init__()
+        self.norm = group_norm(channels, eps)
+        self.conv = conv2d(channels, out_channels, init=init, gain=ALMOST_ZERO)
+
+    def forward(self, h: Tensor) -> Tensor:
+        return self.conv(norm_silu(h, self.norm))
+
+
 @recorded
 class UNet(Network):
     """A U-Net with residual blocks, attention at chosen resolutions and skip joints.
@@ -117,7 +130,9 @@ class UNet(Network):
         resampling: "block": in residual blocks (BigGAN); "conv": by plain convolutions (DDPM).
         resampling_filter: (1, 1) or (1, 3, 3, 1).
         resampling_projection: 1x1 convolution in the shortcut of resampling blocks.
-        input_pyramid: add the FIR-downsampled input at each level (NCSN++'s residual encoder).
+        input_pyramid: add the FIR-downsampled input at each level, by convolutions (NCSN++'s residual encoder).
+        input_skip: add the downsampled input itself at each level, through 1x1 convolutions (NCSN++ from 256 pixels on).
+        output_skip: sum heads of all levels, upsampled, in place of one head (NCSN++ from 256 pixels on).
         norm_eps: epsilon of the norms.
         init: "xavier" (Song et al.) or "default" (ADM; output convolutions zero).
         time_features: "sin-cos", "cos-sin" or "fourier".
@@ -158,6 +173,8 @@ class UNet(Network):
         resampling_filter: Sequence[int] = (1, 1),
         resampling_projection: bool = False,
         input_pyramid: bool = False,
+        input_skip: bool = False,
+        output_skip: bool = False,
         norm_eps: float = 1e-6,
         init: str = "xavier",
         time_features: str = "sin-cos",
@@ -179,6 +196,8 @@ class UNet(Network):
         _check_settings(in_shape, base_channels, channel_mult, num_blocks, attention)
         require_choice("decoder_attention", decoder_attention, ("each", "last"))
         require_choice("resampling", resampling, ("block", "conv"))
+        if input_pyramid and input_skip:
+            raise InputError("input_skip", True, "is another form of the input pyramid; choose one of the two")
         channels, height, _ = self.in_shape = (int(in_shape[0]), int(in_shape[1]), int(in_shape[2]))
         self.out_channels = channels if out_channels is None else out_channels
         self.num_classes, self.second_time = num_classes, second_time
@@ -223,6 +242,7 @@ class UNet(Network):
         # Encoder: what each stage hands on is a skip; `pyramid` keys the input pyramid by encoder stage.
         self.input = conv2d(channels + image_channels, base_channels, init=init)
         self.encoder, self.pyramid = nn.ModuleList(), nn.ModuleDict()
+        self.shrink = Resample("down", style.filter) if input_skip else None
         skips, c, side = [base_channels], base_channels, channels + image_channels
         for level, mult in enumerate(channel_mult):
             attend = height >> level in attention
@@ -230,6 +250,8 @@ class UNet(Network):
                 if input_pyramid:
                     self.pyramid[str(len(self.encoder))] = FIRDownConv(side, c, style)
                     side = c
+                elif input_skip:
+                    self.pyramid[str(len(self.encoder))] = conv2d(side, c, 1, init=init)
                 self.encoder.append(stage(c, c, False, "down"))
                 skips.append(c)
             for _ in range(num_blocks):
@@ -239,19 +261,25 @@ class UNet(Network):
         self.middle = nn.ModuleList([stage(c, c, middle_attention), stage(c, c, False)])
 
         # Decoder: a stage that is no upsampling one reads concat(hidden, skip).
+        # With `output_skip` the levels' heads are keyed by the last decoder stage of their resolution.
         self.decoder, joints = nn.ModuleList(), []
+        self.heads = nn.ModuleDict()
         for level, mult in reversed(list(enumerate(channel_mult))):
             for i in range(num_blocks + 1):
                 attend = height >> level in attention and (decoder_attention == "each" or i == num_blocks)
                 joints.append(Joint(height >> level, c, skips.pop()))
                 self.decoder.append(stage(c + joints[-1].skip, base_channels * mult, attend))
                 c = base_channels * mult
+            if output_skip:
+                self.heads[str(len(self.decoder) - 1)] = Head(c, self.out_channels, norm_eps, init)
             if level:
                 self.decoder.append(stage(c, c, False, "up"))
         self.joints = tuple(joints)
         self._joins = tuple(i % (num_blocks + 2) <= num_blocks for i in range(len(self.decoder)))
-        self.output_norm = group_norm(c, norm_eps)
-        self.output = conv2d(c, self.out_channels, init=init, gain=ALMOST_ZERO)
+        self.widen = Resample("up", style.filter) if output_skip else None
+        if not output_skip:
+            self.output_norm = group_norm(c, norm_eps)
+            self.output = conv2d(c, self.out_channels, init=init, gain=ALMOST_ZERO)
         self._pyramid_scale = style.residual_scale
         # On the CPU convolutions run faster forwards on channels-last pixels; the gradients of norms run slower.
         # Anybody may set it.
@@ -289,7 +317,11 @@ class UNet(Network):
         for i, stage in enumerate(self.encoder):
             h = stage(h, emb, context, tracer)
             if str(i) in self.pyramid:
-                h = side = (self.pyramid[str(i)](side) + h) * self._pyramid_scale
+                if self.shrink is not None:
+                    side = self.shrink(side)
+                    h = self.pyramid[str(i)](side) + h
+                else:
+                    h = side = (self.pyramid[str(i)](side) + h) * self._pyramid_scale
             if tracer is not None and tracer.done:
                 return None
             skips.append(h)
@@ -300,8 +332,8 @@ class UNet(Network):
         if tracer is not None and (tracer.done or tracer.keep("middle", h)):
             return None
 
-        joint = 0
-        for joins, stage in zip(self._joins, self.decoder):
+        joint, out = 0, None
+        for i, (joins, stage) in enumerate(zip(self._joins, self.decoder)):
             if joins:
                 skip = skips.pop()
                 if tracer is not None:
@@ -311,9 +343,13 @@ class UNet(Network):
             h = stage(h, emb, context, tracer)
             if tracer is not None and tracer.done:
                 return None
+            if self.widen is not None and str(i) in self.heads:
+                # The network's answer is a pyramid: the head of every level, on top of the coarser ones.
+                head = self.heads[str(i)](h)
+                out = head if out is None else self.widen(out) + head
         if tracer is not None and tracer.keep("decoder", h):
             return None
-        return self.output(norm_silu(h, self.output_norm))
+        return self.output(norm_silu(h, self.output_norm)) if out is None else out
 
 
 def _masked(tokens: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:

@@ -61,6 +61,17 @@ UNET_PRESETS: dict[str, dict[str, Any]] = {
     "ddpmpp-continuous-cifar10": _DDPMPP,  # 61,804,419
     "ncsnpp-continuous-cifar10": _NCSNPP,  # 62,758,787, and 128 frozen frequencies
     "ddpm-continuous-cifar10": _DDPM | {"decoder_attention": "last"},  # 35,218,947
+    # 256 pixels: shallower levels, and pyramids of the input and of the output; 65,574,421
+    "ncsnpp-continuous-celebahq256": _NCSNPP
+    | {
+        "in_shape": (3, 256, 256),
+        "channel_mult": (1, 1, 2, 2, 2, 2, 2),
+        "num_blocks": 2,
+        "input_pyramid": False,
+        "input_skip": True,
+        "output_skip": True,
+        "dropout": 0.0,
+    },
     "ddpm-cifar10": _DDPM,  # 35,746,307, attention after every decoder block as in DDIM's code
     "progressive-cifar10": _PROGRESSIVE
     | {
