@@ -46,7 +46,7 @@ __all__ = ["ChainSample", "DenoisingMCMC", "levels_from"]
 
 GRIDS = ("karras", "logsnr", "time")
 RULES = ("argmax", "sample")
-SIGMA_MIN, SIGMA_MAX = 0.01, 50.0
+SIGMA_MAX = 50.0
 
 
 @dataclass
@@ -75,7 +75,7 @@ def levels_from(start: Any, low: float, steps: int, grid: str, schedule: Schedul
 
     Args:
         start: sigma/alpha at the start, a float or a (B,) float64 tensor.
-        low: sigma/alpha of the last level before the clean end, at most `start`.
+        low: sigma/alpha of the last level before the clean end; a run that starts below it stays at its start.
         steps: number of levels.
         grid: one of "karras", "logsnr", "time".
         schedule: in whose times the answer is.
@@ -86,14 +86,15 @@ def levels_from(start: Any, low: float, steps: int, grid: str, schedule: Schedul
     high = start[None] if tensor else np.asarray(start, dtype=np.float64)[None]
     share = np.arange(steps) / max(steps - 1, 1)
     i = torch.as_tensor(share, device=start.device)[:, None] if tensor else share
-    first, last = schedule.time(-xp.log(high)), float(schedule.time(-math.log(low)))
+    below = xp.clip(high, None, low)
     if grid == "time":
+        first, last = schedule.time(-xp.log(high)), schedule.time(-xp.log(below))
         times = first + i * (last - first)
     else:
         if grid == "karras":
-            levels = (high ** (1 / rho) + i * (low ** (1 / rho) - high ** (1 / rho))) ** rho
+            levels = (high ** (1 / rho) + i * (below ** (1 / rho) - high ** (1 / rho))) ** rho
         else:
-            levels = xp.exp(xp.log(high) + i * (math.log(low) - xp.log(high)))
+            levels = xp.exp(xp.log(high) + i * (xp.log(below) - xp.log(high)))
         times = schedule.time(-xp.log(levels))
     times = schedule.snap(xp.clip(times, schedule.t_min, schedule.t_max))
     ends = xp.full_like(times[:1], schedule.clean)
@@ -129,7 +130,9 @@ class DenoisingMCMC(Sampler):
     """Chains over (image, noise level) with any integrator that takes times of each image's own.
 
     Args:
-        of: the integrator: "kar1" (EDM's Heun), "kar2" (with churn), another sampler's name, or a sampler.
+        of: the integrator: "kar1" (EDM's Heun, the paper's deterministic one), "kar2" (with churn, its stochastic one),
+            another sampler's name, or a sampler. On few steps Heun's slope at the last level spoils the image; there
+            the first-order "ddim" is the better one.
         eta: Langevin step, for data in [0, 1]; the paper's demo on CelebA-HQ has 0.8, small images want less.
         n_skip: sweeps between two emissions (thinning); nothing makes as many as the integrator has evaluations.
         chains: number of parallel chains; a multiple of the number of classes that are asked for in turn, or a chain
@@ -137,6 +140,7 @@ class DenoisingMCMC(Sampler):
         emissions: images a chain makes before it is begun anew; its start-up is shared by them.
         rule: "argmax" takes the likeliest level, "sample" draws one.
         metropolis: accept or refuse each Langevin step; a sweep then costs two evaluations.
+        sigma_min: lowest level of the integrator before the clean end, for data in [0, 1].
         tweedie: level of the last Tweedie step, for data in [0, 1]; 0 leaves it out.
         start_steps: levels of the stochastic Heun run from which a chain starts.
         burn_in: sweeps with step `burn_eta` that follow, then `settle` sweeps with `eta`.
@@ -157,13 +161,14 @@ class DenoisingMCMC(Sampler):
     def __init__(
         self,
         *,
-        of: str | Sampler = "kar1",
+        of: str | Sampler = "ddim",
         eta: float = 0.1,
         n_skip: int | None = None,
         chains: int = 10,
         emissions: int = 50,
         rule: str = "argmax",
         metropolis: bool = False,
+        sigma_min: float = 0.01,
         tweedie: float = 0.01,
         start_steps: int = 19,
         burn_in: int = 10,
@@ -187,6 +192,8 @@ class DenoisingMCMC(Sampler):
         for thing, (count, least) in counts.items():
             if count is not None and count < least:
                 raise InputError(thing, count, f"must be {least} or more")
+        if not 0 < sigma_min < SIGMA_MAX:
+            raise InputError("sigma_min", sigma_min, f"is a noise level below {SIGMA_MAX:g}")
         if not 0 <= tweedie < SIGMA_MAX:
             raise InputError("tweedie", tweedie, "is a noise level, or 0 for no such step")
         self._integrator = integrator(of)
@@ -194,6 +201,7 @@ class DenoisingMCMC(Sampler):
         self.of, self.eta, self.n_skip, self.chains, self.emissions = of, eta, n_skip, chains, emissions
         self.rule, self.metropolis, self.tweedie, self.start_steps = rule, metropolis, tweedie, start_steps
         self.burn_in, self.burn_eta, self.settle, self.classifier = burn_in, burn_eta, settle, classifier
+        self.sigma_min = sigma_min
 
     # --- cost ---
 
@@ -229,7 +237,11 @@ class DenoisingMCMC(Sampler):
     def times(self, schedule: Schedule, evaluations: int = 1) -> np.ndarray:
         """The levels of a hand-over at the top of the table; each image of a run has its own."""
         high = 2 * min(SIGMA_MAX, largest_level(schedule))
-        return levels_from(high, _low(schedule), self.plan(evaluations), self.grid or "karras", schedule)
+        return levels_from(high, self._low(schedule), self.plan(evaluations), self.grid or "karras", schedule)
+
+    def _low(self, schedule: Schedule) -> float:
+        """The integrator's lowest level, for images in [-1, 1]; the model's own where it knows none so low."""
+        return max(2 * self.sigma_min, float(np.exp(-schedule.lam(schedule.t_min))))
 
     def coefficients(self, schedule: Schedule, times: Any) -> Rows:
         return self._integrator.coefficients(schedule, times)
@@ -270,7 +282,7 @@ class DenoisingMCMC(Sampler):
         y, at, cost = self._emitted(denoiser, noise, places, steps)
         schedule, counted = denoiser.schedule, Counted(denoiser)
         levels = places.levels[at]
-        times = levels_from(levels, _low(schedule), steps, self.grid or "karras", schedule)
+        times = levels_from(levels, self._low(schedule), steps, self.grid or "karras", schedule)
         # The first time is the chain's own, to the last bit.
         times[0] = places.times[at]
         rows = self.coefficients(schedule, times)
@@ -347,8 +359,3 @@ def _marks(cond: Cond | None, count: int) -> list[bytes]:
         return [b""] * count
     columns = [value.detach().cpu().numpy() for _, value in cond.items()]
     return [b"".join(column[i].tobytes() for column in columns) for i in range(count)]
-
-
-def _low(schedule: Schedule) -> float:
-    """The lowest level of the integrator: that of the table, or of the model where it knows none so low."""
-    return max(2 * SIGMA_MIN, float(np.exp(-schedule.lam(schedule.t_min))))

@@ -1,8 +1,8 @@
 """Which noise level is an image at: p(sigma | x) for denoising MCMC, Kim & Ye 2023 (arXiv 2209.14593).
 
 With the flat prior over the table of levels, p(sigma_j | x) = softmax_j log p(x | sigma_j). Where the density of the
-data is known the posterior is exact (:class:`ExactLevels`); elsewhere a small classifier is trained on images with noise
-of a level drawn uniformly from the table, by cross-entropy (:class:`LevelPredictor`, the calibration `denoising-mcmc`).
+data is known the posterior is exact (:class:`ExactLevels`); elsewhere a small classifier is trained by cross-entropy on
+images with noise of a level drawn uniformly from the table (:class:`LevelPredictor`, the calibration `denoising-mcmc`).
 
 The paper's levels are those of data in [0, 1]; `table` holds them doubled, for images in [-1, 1].
 """
@@ -29,11 +29,13 @@ from scoreline.core.schedule import Schedule
 from scoreline.data.images import Images
 from scoreline.diffusion.closed_form import Gaussian, Mixture
 from scoreline.nn.level_classifier import LevelClassifier, level_table
+from scoreline.train.lr import Cosine
 from scoreline.train.run import run
 
 __all__ = ["ExactLevels", "LevelPredictor", "LevelTraining", "exact_levels", "largest_level", "noised"]
 
 CELLS = 4_000_000
+SMALL = 16
 
 
 def noised(images: Tensor, levels: Tensor, noise: Tensor) -> Tensor:
@@ -111,10 +113,11 @@ class LevelPredictor(nn.Module):
         seed: int = 0,
         folder: Path | str | None = None,
         advance: Callable[[int, str], None] | None = None,
-        levels: int = 1000,
-        channels: Sequence[int] = (32, 64, 128, 256),
+        levels: int | None = None,
+        channels: Sequence[int] | None = None,
         sigma_min: float = 0.01,
         sigma_max: float = 50.0,
+        lr: float = 2e-3,
     ) -> Self:
         """Train the predictor of a model on the images that the model was trained on.
 
@@ -126,9 +129,12 @@ class LevelPredictor(nn.Module):
             seed: of initialisation, order and noise.
             folder: where a stopped training goes on; None trains in a temporary one.
             advance: called as advance(images, text) on the way.
-            levels: entries of the table.
-            channels: of the blocks; an image too small for all of them gets the first ones.
+            levels: entries of the table; nothing takes the paper's 1000, on images of at most 16x16, which tell their
+                level less precisely, 200.
+            channels: of the blocks; nothing takes the paper's, on images of at most 16x16 half of the first two. An
+                image too small for all of them gets the first ones.
             sigma_min, sigma_max: ends of the table, for data in [0, 1]; cut to the levels that the model knows.
+            lr: of Adam at the start, from where it falls to 0 along a cosine; the paper keeps 1e-3, for longer.
 
         Returns:
             The predictor, in evaluation mode.
@@ -141,14 +147,17 @@ class LevelPredictor(nn.Module):
         if samples < batch_size:
             raise InputError("samples", samples, f"needs at least one batch of {batch_size}")
         top = largest_level(denoiser.schedule)
+        small = max(denoiser.shape[1:], default=0) <= SMALL
+        channels = channels or ((16, 32) if small else (32, 64, 128, 256))
+        levels = levels or (200 if small else 1000)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive(seed, "level-classifier") % 2**63)
             made = cls(
                 in_shape=list(denoiser.shape), channels=list(channels), levels=levels, sigma_min=sigma_min,
                 sigma_max=min(sigma_max, top),
             )  # fmt: skip
-        method = LevelTraining(made.net, made.table)
         steps = samples // batch_size
+        method = LevelTraining(made.net, made.table, lr=Cosine(lr, steps, warmup=0))
         every = max(steps // 50, 1)
         seen = 0
 
