@@ -14,11 +14,13 @@ VERBS = {
     "compare": "sample one model several ways at several costs, score each, write a report",
     "sample": "make images of a model, as PNGs or .npz",
     "likelihood": "bits per dimension of images under a model, by its probability-flow ODE",
+    "edit": "fill in, colour, ask for a class, interpolate: images changed by a trained model",
     "score": "Frechet distance and its kin of two sets of images",
     "attribute": "what each part of an image workflow contributed to similarity, with a report",
     "anomaly": "AUPIMO, AUPRO and AUROC of anomaly maps, image by image",
     "imbalance": "metrics of two classes under imbalance and label noise, with intervals",
     "train": "train a model from a preset or a config file; resumes when run again",
+    "calibrate": "estimate once what dpm-solver-v3 or denoising-mcmc wants to know of a model",
     "data": "summary and picture grid of a data set",
     "models": "the models that come with scoreline",
     "convert": "a checkpoint of others as a scoreline model, without running its code",
@@ -26,7 +28,7 @@ VERBS = {
     "claims": "re-measure what a paper promises",
 }
 
-_RESUMED = {"attribute", "compare", "likelihood", "sample", "score", "train", "claims"}
+_RESUMED = {"attribute", "calibrate", "compare", "likelihood", "sample", "score", "train", "claims"}
 
 _HELP = """scoreline makes image generators fast and proves that they are still good.
 

@@ -4,6 +4,10 @@ Some samplers need something estimated on the model beforehand (DPM-Solver-v3's 
 denoising MCMC). Each such thing is an artefact of kind "calibration" that belongs to one model: its file is named by
 its own short name and by the fingerprint of that model. Those of the shipped models come with the package; others lie
 in the cache folder, where `scoreline calibrate` puts them.
+
+The class of a calibration is a module with a classmethod
+    calibrate(denoiser, images, *, samples, batch_size, seed, folder, advance, ...settings) -> Self
+which goes on in `folder` where it was stopped, and calls `advance(n, text)` with n that add up to `samples`.
 """
 
 from __future__ import annotations
@@ -14,6 +18,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from scoreline.core.artefact import describe, fingerprint, load_artefact, read_header, save_artefact
@@ -109,6 +114,7 @@ def save(
     *,
     card: Mapping[str, Any] | None = None,
     out: str | os.PathLike[str] | None = None,
+    dtype: torch.dtype | None = None,
 ) -> Path:
     """Write the calibration of a model where :func:`find` looks for it, or to a file of one's own.
 
@@ -128,7 +134,7 @@ def save(
     if not isinstance(calibration, lookup("calibration", name)):
         raise InputError("calibration", type(calibration).__name__, f"is none of {name}")
     path = Path(out) if out is not None else calibration_path(name, denoiser)
-    save_artefact(path, calibration, card=card, belongs_to=fingerprint_of(denoiser))
+    save_artefact(path, calibration, card=card, belongs_to=fingerprint_of(denoiser), dtype=dtype)
     return path
 
 

@@ -76,6 +76,7 @@ class ModelStatistics(nn.Module):
 
     Attributes:
         l, s, b: (N + 1, *shape).
+        stored_as: type of the numbers in files.
 
     Reference: Zheng et al. 2023, eq. 4-11.
     """
@@ -83,6 +84,7 @@ class ModelStatistics(nn.Module):
     l: Tensor  # noqa: E741 (the paper's letter)
     s: Tensor
     b: Tensor
+    stored_as = torch.float32
 
     def __init__(self, *, shape: Sequence[int], nodes: int, low: float, high: float) -> None:
         super().__init__()
@@ -123,6 +125,15 @@ class ModelStatistics(nn.Module):
             denoiser, images, samples=samples, batch_size=batch_size, seed=seed, folder=folder, advance=advance,
             nodes=nodes, diagonal=diagonal,
         )  # fmt: skip
+
+    def summary(self) -> str:
+        """What was estimated, in a line."""
+        sizes = ", ".join(
+            f"{name} {v.mean():.2f} ({v.min():.2f} to {v.max():.2f})"
+            for name, v in (("l", self.l), ("s", self.s), ("b", self.b))
+        )
+        shape = "x".join(map(str, self.shape))
+        return f"{self.nodes + 1} levels of {shape}, lambda {self.low:.2f} to {self.high:.2f}; {sizes}"
 
     @property
     def lam(self) -> np.ndarray:

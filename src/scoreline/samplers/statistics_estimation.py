@@ -180,7 +180,7 @@ def estimate(
         batch_size: points a batch; the result does not depend on it beyond rounding.
         seed: of noise and probes.
         folder: where the sums are kept, so that a run that was killed goes on; None keeps nothing.
-        advance: told of finished work, in thousandths of the whole.
+        advance: told of finished work, which adds up to `samples`.
         nodes: N.
         diagonal: "probe" for Rademacher probes, "exact" for one product an entry.
         probes: how many a point; points are repeated with other noise and another probe.
@@ -232,7 +232,7 @@ def estimate(
             raise NonFiniteError("statistics", float(lam[node]), "the model's answer at this lambda is not finite")
         store.add(node, part, last=unit == units - 1)
         if advance is not None:
-            share = 1000 * (unit + 1) // units
+            share = samples * (unit + 1) // units
             advance(share - told, f"lambda {lam[node]:.2f}")
             told = share
     return statistics_of(store.sums, total, low, high, fixed_l=fixed_l)
