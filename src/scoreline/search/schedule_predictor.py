@@ -117,9 +117,9 @@ def fit_predictor(
     schedule: Schedule,
     *,
     seed: int = 0,
-    steps: int = 120,
+    steps: int = 60,
     margin: float = 0.1,
-    lr: float = 5e-3,
+    lr: float = 1e-2,
 ) -> SchedulePredictor:
     """Train a predictor on all known schedules; the same on every machine and thread count up to rounding.
 
