@@ -21,17 +21,8 @@ from scoreline.diffusion.closed_form import Empirical, Gaussian, Mixture
 from scoreline.diffusion.schedules import EDM, VE, VP, Cosine, Discrete, Flow, SubVP
 from scoreline.evaluate.specs import make_sampler
 from scoreline.guidance.epsilon_scaling import ScaledNoise
-from scoreline.guidance.time_shift import (
-    MODES,
-    Table,
-    TimeShift,
-    image_variance,
-    shift_times,
-    state_variance,
-    suggest,
-    sweep,
-    transfer,
-)
+from scoreline.guidance.time_shift import MODES, TimeShift, sweep
+from scoreline.guidance.variance_rule import Table, image_variance, shift_times, state_variance, suggest, transfer
 from scoreline.samplers.ddim import DDIM
 from scoreline.samplers.ddpm import DDPM
 from scoreline.samplers.heun import Heun

@@ -28,7 +28,8 @@ from scoreline.data import load_images
 from scoreline.diffusion.closed_form import Empirical
 from scoreline.diffusion.schedules import Discrete
 from scoreline.guidance.epsilon_scaling import EpsilonScaling, ScaledNoise
-from scoreline.guidance.time_shift import TimeShift, image_variance
+from scoreline.guidance.time_shift import TimeShift
+from scoreline.guidance.variance_rule import image_variance
 from scoreline.metrics.frechet import frechet_distance
 
 __all__ = ["ARMS", "CLAIM", "TimeShiftClaim"]

@@ -28,7 +28,7 @@ VERBS = {
     "claims": "re-measure what a paper promises",
 }
 
-_RESUMED = {"attribute", "calibrate", "compare", "likelihood", "sample", "score", "train", "claims"}
+_RESUMED = {"attribute", "calibrate", "compare", "edit", "likelihood", "sample", "score", "train", "claims"}
 
 _HELP = """scoreline makes image generators fast and proves that they are still good.
 

@@ -97,7 +97,22 @@ SYSTEMS = (
     System(
         "17", "Guided distillation", "guided-distillation", "2210.03142", 10, "scoreline.fewstep.guided_distillation"
     ),
-    System("18", "USF and S^3", "usf", "2312.07243", 10, "scoreline.search.usf"),
+    System(
+        "18",
+        "USF and S^3",
+        "usf",
+        "2312.07243",
+        10,
+        "scoreline.search.usf",
+        (
+            "scoreline.samplers.usf",
+            "scoreline.samplers.solver_schedule",
+            "scoreline.samplers.solver_step",
+            "scoreline.samplers.known_solvers",
+            "scoreline.search.solver_space",
+            "scoreline.search.schedule_predictor",
+        ),
+    ),
     System("19", "2-rectified flow++", "rfpp", "2405.20320", 10, "scoreline.fewstep.rfpp"),
     System("20", "SIM", "sim", "2410.16794", 9, "scoreline.fewstep.sim"),
     System("21", "f-distill", "f-distill", "2502.15681", 9, "scoreline.fewstep.f_distill"),
@@ -105,7 +120,15 @@ SYSTEMS = (
     System("23", "DiffFit", "difffit", "2304.06648", 9, "scoreline.adapt.difffit"),
     System("24", "FP8 versus INT8", "fp8-int8", "2303.17951", 10, "scoreline.adapt.quantize"),
     System("25", "DPM-Solver-v3", "dpm-solver-v3", "2310.13268", 10, "scoreline.samplers.dpm_solver_v3"),
-    System("26", "Time-Shift Sampler", "time-shift", "2305.15583", 10, "scoreline.guidance.time_shift"),
+    System(
+        "26",
+        "Time-Shift Sampler",
+        "time-shift",
+        "2305.15583",
+        10,
+        "scoreline.guidance.time_shift",
+        ("scoreline.guidance.variance_rule", "scoreline.guidance.epsilon_scaling"),
+    ),
     System(
         "27",
         "Metrics under imbalance",
