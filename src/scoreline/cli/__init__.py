@@ -25,10 +25,11 @@ VERBS = {
     "models": "the models that come with scoreline",
     "convert": "a checkpoint of others as a scoreline model, without running its code",
     "systems": "the 48 systems and their state",
+    "search": "search the noise levels, layers or solver that suit a budget best; resumes when run again",
     "claims": "re-measure what a paper promises",
 }
 
-_RESUMED = {"attribute", "calibrate", "compare", "edit", "likelihood", "sample", "score", "train", "claims"}
+_RESUMED = {"attribute", "calibrate", "compare", "edit", "likelihood", "sample", "score", "train", "claims", "search"}
 
 _HELP = """scoreline makes image generators fast and proves that they are still good.
 

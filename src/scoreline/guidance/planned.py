@@ -232,9 +232,9 @@ class Planned(Sampler):
             return self._inner.step(denoiser, state, row)
         view = denoiser.under(Plan(drop=drop))
         state = self._inner.step(view, state, row)
-        if isinstance(denoiser, Counted):
+        if isinstance(denoiser, Counted) and isinstance(view, Counted):
             # The view is a copy that counted on by itself.
-            denoiser.nfe = view.nfe  # type: ignore[attr-defined]
+            denoiser.nfe = view.nfe
         return state
 
     def __repr__(self) -> str:

@@ -201,9 +201,14 @@ def _install(packed: bytes) -> None:
     parent = multiprocessing.parent_process()
     if parent is not None:
         # A worker holds both ends of its queue and would wait for ever when the main process was killed.
-        threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
+        threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     torch.set_num_threads(1)
     _EVALUATE = pickle.loads(packed)
+
+
+def _end_with(parent: Any) -> None:
+    parent.join()
+    os._exit(1)
 
 
 def _work(genotype: Genotype) -> Mapping[str, float]:

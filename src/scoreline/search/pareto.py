@@ -40,8 +40,7 @@ def non_dominated_sort(values: Sequence[Sequence[float]] | np.ndarray) -> list[n
     """
     f = _matrix(values)
     # dominates[i, j]: i is nowhere worse than j and somewhere better.
-    nowhere_worse = (f[:, None] <= f[None]).all(-1)
-    dominates = nowhere_worse & (f[:, None] < f[None]).any(-1)
+    dominates = np.logical_and((f[:, None] <= f[None]).all(-1), (f[:, None] < f[None]).any(-1))
     left, fronts = np.ones(len(f), dtype=bool), []
     while left.any():
         best = left & ~dominates[left].any(0)

@@ -1,14 +1,8 @@
-"""`scoreline search --space steps`: AutoDiffusion on a model, beside its baselines, to a plan that can be sampled with.
-
-The evolution and a random search of as many evaluations see one noise; of the best of each, some finalists are scored
-again with noise of their own, and what is reported of the winners and of the uniform grids was measured with noise that
-chose nothing. Everything is on disk as it is finished; the same command goes on from there.
-"""
+"""`scoreline search --space steps`: AutoDiffusion on a model beside its baselines, to a plan to sample with."""
 
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,20 +16,16 @@ from scoreline.core.errors import InputError
 from scoreline.core.files import read_json, write_json
 from scoreline.core.noise import derive
 from scoreline.core.sampler import Sampler
-from scoreline.evaluate.ledger import Ledger
-from scoreline.evaluate.progress import progress
-from scoreline.evaluate.specs import make_sampler, parse_labels
+from scoreline.evaluate.specs import make_sampler
 from scoreline.guidance.planned import Planned, RunPlan, write_plan
 from scoreline.search.autodiffusion import Evolution, RandomSearch
 from scoreline.search.candidates import GRIDS, Candidate, Space, base_levels, grid_steps, uniform
-from scoreline.search.costs import layer_costs, layer_count
-from scoreline.search.engine import Genotype, parse_workers, search
-from scoreline.search.objective import Objective
+from scoreline.search.costs import layer_costs
+from scoreline.search.engine import Genotype
 from scoreline.search.pareto import front
+from scoreline.search.workflow import Workflow, running_best
 
-__all__ = ["PlannedOf", "search_steps"]
-
-FINALISTS = 5
+__all__ = ["PlannedOf", "planned_of", "search_steps"]
 
 
 @dataclass(frozen=True)
@@ -70,50 +60,27 @@ def planned_of(model: Denoiser, of: str) -> PlannedOf:
 
 
 def search_steps(
-    model_name: str,
-    out: str | Path,
+    workflow: Workflow,
     *,
     nfe: int = 10,
     of: str = "ddim",
     layers: bool = False,
     max_prune: float = 0.1,
     cost: str = "layers",
-    evaluations: int = 500,
-    workers: int | str = 1,
-    metric: str = "fd",
-    data: str | None = None,
-    features: str = "auto",
-    count: int = 500,
-    report_count: int = 1000,
-    report_seeds: Sequence[int] = (0, 1, 2),
-    noise: str = "fixed",
-    guidance: float | None = None,
-    clip: bool = False,
-    labels: str | None = None,
     variant: str = "paper",
-    seed: int = 0,
     command: str = "",
-    quiet: bool = False,
 ) -> dict[str, Any]:
     """Search the levels of a run, and with `layers` what to leave out at each; write plan.json and results.json.
 
     Args:
-        model_name: built-in name or path of a denoiser.
-        out: folder; a stopped search in it goes on.
+        workflow: model, objective, noise, budget of evaluations and folder.
         nfe: evaluations an image of the whole network that the run may cost, guidance counted.
-        of: the sampler, with settings.
+        of: name of the sampler.
         layers: also search which layers to leave out; what that saves buys more levels.
         max_prune: largest share of layers left out at a level.
         cost: what the budget is counted in: "layers", "macs" or "seconds".
-        evaluations: candidates, of the evolution and of the random search each.
-        workers: see :func:`scoreline.search.engine.search`.
-        metric, data, features, count, noise, guidance, clip: see :class:`scoreline.search.objective.Objective`.
-        report_count, report_seeds: images a seed, and seeds, of what is reported.
-        labels: classes asked for in turn, as `0,1,7`, or `none`.
         variant: operators of the "paper" or of the "released" code.
-        seed: of all draws of the searches.
         command: what was typed, for the record.
-        quiet: no progress.
 
     Returns:
         What is in results.json.
@@ -122,95 +89,53 @@ def search_steps(
         InputError: something is misspelt, does not fit, or nothing is feasible; nothing was run.
         ArtefactError: the folder holds another search.
     """
-    workers = parse_workers(workers)
-    folder = Path(out)
-    search_noise = derive(seed, "search")
-    objective = Objective(
-        model_name, _Unset(), metric=metric, data=data, features=features, count=count, noise_seed=search_noise,
-        noise=noise, guidance=guidance, clip=clip,  # type: ignore[arg-type]
-    )  # fmt: skip
-    model = objective.denoiser
-    objective.labels = parse_labels(labels, model.num_classes)
+    if ":" in of:
+        raise InputError("sampler", of, "a plan names its sampler without settings; give the name alone")
+    model, folder = workflow.model, workflow.folder
     sampler_of = planned_of(model, of)
-    objective.sampler_of = sampler_of
-    source = data or getattr(objective.bare, "header", {}).get("card", {}).get("data")
-    digits = metric != "rmse" and source == "digits"
-    # Chosen on the training split, reported on the test split, where there are two.
-    objective.split = "train" if digits else None
-    judge = objective.but(split="test" if digits else None)
-
     steps = make_sampler(of, nfe=nfe).plan(model.evaluations)
-    if report_count < 2:
-        raise InputError("report_count", report_count, "must be 2 or more")
-    settings = {
-        "nfe": nfe, "of": of, "layers": layers, "max_prune": max_prune if layers else 0.0, "cost": cost,
-        "evaluations": evaluations, "variant": variant, "seed": seed, "report_count": report_count,
-        "report_seeds": list(report_seeds), **objective.job(),
-    }  # fmt: skip
-    job = Ledger(folder / "search.jsonl", settings)
     space = _space(model, steps, len(sampler_of.levels), layers, cost, folder)
-    sizes = _sizes(evaluations)
-    baselines = _baselines(steps, space.levels)
     share = max_prune if layers else 0.0
-    start = [uniform(steps, space.levels), *baselines.values()]
+    baselines = _baselines(steps, space.levels)
+    sizes = _sizes(workflow.evaluations)
     evolution = Evolution(
-        space, max_prune=share, evaluations=evaluations, start=start, seed=derive(seed, "evolution"), variant=variant,
-        **sizes,
+        space, max_prune=share, evaluations=workflow.evaluations, seed=derive(workflow.seed, "evolution"),
+        start=[uniform(steps, space.levels), *baselines.values()], variant=variant, **sizes,
     )  # fmt: skip
     random = RandomSearch(
-        space, evaluations=evaluations, max_prune=share, seed=derive(seed, "random"), batch=sizes["population"]
-    )
-    objective.check(start[0].genotype())
-    for number in report_seeds:
-        if number == search_noise or number < 0:
-            raise InputError("seed", number, "of the report must be 0 or more, and not the search's own")
-
-    history: dict[str, list[dict[str, Any]]] = {}
-    for name, searcher in (("evolution", evolution), ("random", random)):
-        with progress(f"search, {name}", evaluations, quiet=quiet) as advance:
-            history[name] = search(
-                searcher, objective, ledger=folder / f"{name}.jsonl", job=settings, workers=workers, advance=advance
-            )
-    arms = {name: candidate.genotype() for name, candidate in baselines.items()}
-    finalists = {"random search": random.top[:FINALISTS], "evolution": evolution.top[:FINALISTS]}
-    total = sum(map(len, finalists.values())) + len(arms) + 2
-    with progress("search, report", total, quiet=quiet) as advance:
-
-        def known(kind: str, genotype: Genotype, seeds: Sequence[int]) -> dict[str, Any]:
-            key = f"{kind} {Candidate.of(genotype).key()}"
-            row = job[key] if key in job else job.add(key, **judge.report([genotype], seeds, report_count)[0])
-            advance(1, kind)
-            return row
-
-        for name, members in finalists.items():
-            rescored = [(known("finalist", c.genotype(), [derive(seed, "finalists")])["mean"], c) for _, c in members]
-            arms[name] = min(rescored, key=lambda pair: pair[0])[1].genotype()
-        rows = [_row(name, genotype, known("report", genotype, report_seeds), space) for name, genotype in arms.items()]
-    best = sampler_of.plan(arms["evolution"])
+        space, evaluations=workflow.evaluations, max_prune=share, seed=derive(workflow.seed, "random"),
+        batch=sizes["population"],
+    )  # fmt: skip
+    settings = {"space": "steps", "nfe": nfe, "of": of, "max_prune": share, "cost": cost, "variant": variant}
+    history, rows = workflow.run(
+        sampler_of, {"random search": random, "evolution": evolution},
+        {name: candidate.genotype() for name, candidate in baselines.items()}, settings,
+    )  # fmt: skip
+    for row in rows:
+        candidate = Candidate.of(row["genotype"])
+        row |= {"cost": space.cost(candidate), "left_out": sum(len(d) for _, d in candidate.visited())}
     plan_path, results_path = folder / "plan.json", folder / "results.json"
-    card = {"command": command, "model": model_name, "sampler": of, "metric": metric, "scores": rows}
-    fingerprint = getattr(model, "header", {}).get("fingerprint")
-    write_plan(plan_path, best, belongs_to=fingerprint, card=card)
+    model_name = str(workflow.objective.model)
+    scores = {row["name"]: row["mean"] for row in rows}
+    card = {"command": command, "model": model_name, "sampler": of, "metric": workflow.objective.metric}
+    write_plan(
+        plan_path, sampler_of.plan(rows[-1]["genotype"]), card=card | {"scores": scores},
+        belongs_to=getattr(model, "header", {}).get("fingerprint"),
+    )  # fmt: skip
     found = [{**row["result"], "cost": space.cost(Candidate.of(row["genotype"]))} for row in history["evolution"]]
-    on_front = [i for i in front(found, ["cost", "value"]) if np.isfinite(found[i]["value"])]
-    spec = f"planned:plan={plan_path}:of={of.partition(':')[0]}"
+    found = [one | {"genotype": row["genotype"]} for one, row in zip(found, history["evolution"])]
+    found = [one for one in found if np.isfinite(one["value"])]
+    spec = f"planned:plan={plan_path}:of={of}"
     results = {
-        "space": "steps", "model": model_name, "settings": settings, "rows": rows,
-        "progress": {name: _running_best(rows_) for name, rows_ in history.items()},
-        "seen": [{"cost": row["cost"], "macs": row["macs"], "value": _finite(row["value"])} for row in found],
-        "front": [{**found[i], **history["evolution"][i]["genotype"]} for i in on_front],
+        "model": model_name, "settings": {**settings, **workflow.settings()}, "rows": rows, "unit": cost,
+        "progress": {name: running_best(evaluated) for name, evaluated in history.items()},
+        "seen": [{key: one[key] for key in ("cost", "macs", "value")} for one in found],
+        "front": [found[i] for i in front(found, ["cost", "value"])],
         "machine": machine(), "command": command, "files": [str(plan_path), str(results_path)],
         "use": shlex.join(["scoreline", "sample", model_name, "--sampler", spec, "--nfe", str(nfe), "--out", "images"]),
     }  # fmt: skip
     write_json(results_path, results)
     return results
-
-
-class _Unset:
-    """Stands where the maker of samplers will be put once the model is known."""
-
-    def __call__(self, genotype: Genotype) -> Sampler:
-        raise InputError("sampler_of", None, "is not set")
 
 
 def _space(model: Denoiser, steps: int, levels: int, layers: bool, cost: str, folder: Path) -> Space:
@@ -222,7 +147,6 @@ def _space(model: Denoiser, steps: int, levels: int, layers: bool, cost: str, fo
     # A measurement is another one each time: the search goes on with the one that it began with.
     path = folder / "seconds.json"
     if not path.exists():
-        layer_count(model)
         full, saved = layer_costs(model, cost)
         write_json(path, {"full": full, "saved": list(saved)})
     stored = read_json(path)
@@ -249,21 +173,3 @@ def _baselines(steps: int, levels: int) -> dict[str, Candidate]:
         except InputError:
             continue
     return found
-
-
-def _row(name: str, genotype: Genotype, measured: dict[str, Any], space: Space) -> dict[str, Any]:
-    candidate = Candidate.of(genotype)
-    numbers = ("values", "mean", "low", "high", "nfe", "macs", "seconds")
-    return {
-        "name": name, **{key: measured[key] for key in numbers}, "cost": space.cost(candidate),
-        "left_out": sum(len(d) for _, d in candidate.visited()), **genotype,
-    }  # fmt: skip
-
-
-def _running_best(rows: Sequence[dict[str, Any]]) -> list[float | None]:
-    best = np.minimum.accumulate([row["result"]["value"] for row in rows])
-    return [_finite(float(value)) for value in best]
-
-
-def _finite(value: float) -> float | None:
-    return value if np.isfinite(value) else None

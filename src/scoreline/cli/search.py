@@ -1,0 +1,144 @@
+"""`scoreline search MODEL`: the levels, layers, solver or skip scales that are best for a budget."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+TAKES_COMMAND = TAKES_QUIET = True
+EXAMPLE = "scoreline search digits-eps --space steps --nfe 5 --clip --out plan"
+
+
+def run(
+    model: str,
+    space: Literal["steps", "solver", "skips"] = "steps",
+    nfe: int = 10,
+    out: str = "search",
+    evaluations: int = 500,
+    workers: str = "1",
+    metric: Literal["fd", "kid", "rmse"] = "fd",
+    sampler: str = "ddim",
+    layers: bool = False,
+    max_prune: float = 0.1,
+    cost: Literal["layers", "macs", "seconds"] = "layers",
+    variant: Literal["paper", "released"] = "paper",
+    count: int = 500,
+    report_count: int = 1000,
+    report_seeds: str = "0,1,2",
+    noise: Literal["fixed", "fresh"] = "fixed",
+    seed: int = 0,
+    guidance: float | None = None,
+    clip: bool = False,
+    labels: str | None = None,
+    data: str | None = None,
+    features: Literal["auto", "digits", "inception-2015", "pixels"] = "auto",
+    command: str = "",
+    quiet: bool = False,
+) -> dict[str, Any]:
+    """Search how to sample a model at a budget, and report with noise that the search did not see.
+
+    Args:
+        model: built-in name (see `scoreline models`) or path of a .safetensors artefact.
+        space: steps: the noise levels, with --layers also what to leave out at each (AutoDiffusion); solver: levels,
+            orders and predictions of a multistep solver (USF); skips: the scale of the skip joints (Skip-Tuning).
+        nfe: network evaluations an image that a run may cost, guidance counted.
+        out: folder for plan, results and picture; run again, the same command goes on where it stopped.
+        evaluations: candidates that are scored, by the search and by the random search beside it each.
+        workers: 1 for this process, a number of processes, ray, or ray:ADDRESS.
+        metric: fd: Frechet distance of features; kid: kernel distance; rmse: distance of each image to the converged
+            ODE at the same noise.
+        sampler: whose levels are searched, for steps and skips.
+        layers: for steps, also search which layers of the network to leave out; what is saved buys more levels.
+        max_prune: largest share of layers left out at a level.
+        cost: what the budget is counted in, with --layers: layers executed, MACs, or seconds as measured here.
+        variant: operators as in the paper, or as in the released code.
+        count: images a candidate.
+        report_count: images a seed of what is reported.
+        report_seeds: seeds of what is reported, separated by commas or as a range 0:3.
+        noise: the same for all candidates, or fresh for each.
+        seed: seed of the search.
+        guidance: strength s of classifier-free guidance; 1 or nothing for none. It doubles the evaluations.
+        clip: keep the predicted clean image in [-1, 1].
+        labels: classes to ask for, as 0,1,7; none for no class; nothing for all in turn.
+        data: reference data set, or an .npz file with mu and sigma; nothing takes the one in the model's card.
+        features: feature network; auto takes digits for 8x8 grey images and inception-2015 elsewhere.
+    """
+    from scoreline.cli.compare import numbers
+    from scoreline.search.workflow import Workflow
+
+    _only_for(space, "steps", layers=layers, variant=variant != "paper", cost=cost != "layers")
+    _only_for("layers" if layers else "steps alone", "layers", cost=cost != "layers", max_prune=max_prune != 0.1)
+    workflow = Workflow(
+        model, out, evaluations=evaluations, workers=workers, metric=metric, data=data, features=features, count=count,
+        report_count=report_count, report_seeds=numbers(report_seeds, "report_seeds"), noise=noise, guidance=guidance,
+        clip=clip, labels=labels, seed=seed, quiet=quiet,
+    )  # fmt: skip
+    results = _searched(
+        space, workflow, nfe=nfe, sampler=sampler, layers=layers, max_prune=max_prune, cost=cost, variant=variant,
+        command=command,
+    )  # fmt: skip
+    if results.get("progress"):
+        from scoreline.report.search_plots import write_search_plot
+
+        results["files"].append(str(write_search_plot(results, f"{out}/search.png")))
+    return {"space": space, **results}
+
+
+def _searched(space: str, workflow: Any, *, nfe: int, sampler: str, command: str, **steps: Any) -> dict[str, Any]:
+    from scoreline.core.errors import InputError
+
+    if space == "steps":
+        from scoreline.search.steps import search_steps
+
+        return search_steps(workflow, nfe=nfe, of=sampler, command=command, **steps)
+    raise InputError("space", space, "is not there yet in this version; use steps")
+
+
+def _only_for(chosen: str, wanted: str, **given: bool) -> None:
+    """Refuse options that the chosen search does not look at."""
+    from scoreline.core.errors import InputError
+
+    for name, used in given.items():
+        if used and chosen != wanted:
+            option = f"--{name.replace('_', '-')}"
+            where = f"--space {wanted}" if wanted == "steps" else f"--{wanted}"
+            raise InputError(option, None, f"is for {where}")
+
+
+def show(results: dict[str, Any]) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    from scoreline.cli.terminal import console
+    from scoreline.report.numbers import human_count, human_number, human_seconds
+
+    rows = results["rows"]
+    best = min(rows, key=lambda row: row["mean"])
+    settings = results["settings"]
+    title = f"{results['model']}: {settings['metric']}, {settings['report_count']} images a seed, unseen noise"
+    table = Table(title=Text(title), caption=Text("bold: best   [ ]: 95 % interval over seeds"))
+    table.add_column("how")
+    for name in (settings["metric"], "evaluations", "MACs/image", "time/image"):
+        table.add_column(Text(name), justify="right", no_wrap=True)
+    table.add_column(Text("levels (with layers left out)"))
+    for row in rows:
+        value = Text(human_number(row["mean"]), style="bold green" if row is best else "")
+        value.append(f" [{human_number(row['low'])}, {human_number(row['high'])}]", style="not bold dim")
+        table.add_row(
+            Text(row["name"]), value, Text(f"{row['nfe']:g}"), Text(human_count(row["macs"])),
+            Text(human_seconds(row["seconds"])), Text(_plan_text(row)),
+        )  # fmt: skip
+    screen = console()
+    screen.print(table)
+    for path in results["files"]:
+        screen.print(f"written: {path}", markup=False, soft_wrap=True)
+    if results.get("use"):
+        screen.print(f"use it:  {results['use']}", markup=False, soft_wrap=True)
+
+
+def _plan_text(row: dict[str, Any]) -> str:
+    genotype = row.get("genotype", {})
+    if "steps" not in genotype:
+        return ""
+    drop = genotype.get("drop") or [[]] * len(genotype["steps"])
+    shown = [f"{step}" + (f" (-{len(out)})" if out else "") for step, out in zip(genotype["steps"], drop)]
+    return " ".join(shown[::-1])
