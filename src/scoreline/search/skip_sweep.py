@@ -150,7 +150,7 @@ def skip_sweep(
     )  # fmt: skip
     if not report_seeds or noise_seed in report_seeds:
         raise InputError("report_seeds", list(report_seeds), f"give seeds other than {noise_seed}, the search's own")
-    cost = [objective.check(genotype) for genotype in genotypes][0]
+    costs = [objective.check(genotype) for genotype in genotypes]  # all of them, before any image is made
     folder = None if out is None else Path(out)
     job = {"space": "skips", **objective.job(), "of": of, "nfe": nfe, "steps": steps, "grid": grid, "side": side}
     with progress("skips", len(genotypes), quiet=quiet) as advance:
@@ -168,14 +168,14 @@ def skip_sweep(
         "model": job["model"],
         "fingerprint": job["fingerprint"],
         "metric": metric,
-        "nfe": cost,
+        "nfe": costs[0],
         "sampler": make.spec(chosen),
         "chosen": chosen,
         "gain": 1 - rows[-1]["mean"] / rows[0]["mean"] if chosen != plain else 0.0,
         "report": {"plain": rows[0], "chosen": rows[-1], "seeds": list(report_seeds)},
         "candidates": candidates,
         "noise_seed": noise_seed,
-        "search_evaluations": len(candidates) * count * cost,
+        "search_evaluations": len(candidates) * count * costs[0],
     }
     if folder is not None:
         write_json(folder / "skips.json", result)
