@@ -89,7 +89,11 @@ def _tensor(storage: Any, offset: int, size: tuple, stride: tuple, *more: Any) -
     if not isinstance(storage, torch.storage.TypedStorage):
         raise pickle.UnpicklingError("a tensor without a storage")
     last = offset + sum((n - 1) * s for n, s in zip(size, stride, strict=True))
-    if 0 not in size and not (0 <= offset and last < len(storage) and min(stride, default=0) >= 0):
+    if 0 not in size and not (
+        offset >= 0
+        and last < storage._untyped_storage.nbytes() // storage.dtype.itemsize
+        and min(stride, default=0) >= 0
+    ):
         raise pickle.UnpicklingError("a tensor that is larger than its storage")
     return torch.empty((0,), dtype=storage.dtype).set_(storage._untyped_storage, offset, tuple(size), tuple(stride))
 
@@ -130,12 +134,15 @@ _TAKEN: dict[str, Callable[..., Any]] = {
 # Classes of layers and arrays: kept as records, never made.
 _INERT = ("torch.nn.modules.", "numpy.core.multiarray.", "numpy._core.multiarray.")
 _INERT_NAMES = {"numpy.ndarray", "numpy.dtype"}
+# Names that pickles of protocols below 3 use.
+_PYTHON_2 = {"copy_reg": "copyreg", "__builtin__": "builtins"}
 
 
 class _Reader(pickle.Unpickler):
     """An unpickler that knows the names above and no others."""
 
     def find_class(self, module: str, name: str) -> Any:
+        module = _PYTHON_2.get(module, module)
         full = f"{module}.{name}"
         if full in _TAKEN:
             return _TAKEN[full]

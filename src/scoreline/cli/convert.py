@@ -35,5 +35,6 @@ def run(
 def show(result: dict[str, Any]) -> None:
     shape = " x ".join(map(str, result["shape"]))
     classes = f", {result['num_classes']} classes" if result["num_classes"] else ""
-    print(f"{result['file']}: {result['layout']}, {result['network']}, {shape}{classes}, {result['parameters']:,} numbers")
+    count = f"{result['parameters']:,} parameters"
+    print(f"{result['file']}: {result['network']} ({result['layout']}), {shape}{classes}, {count}")
     print(f"fingerprint {result['fingerprint'][:16]}; try: scoreline sample {result['file']} --sampler heun --nfe 35")

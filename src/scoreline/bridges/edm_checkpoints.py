@@ -1,0 +1,157 @@
+"""EDM's networks in our U-Net: SongUNet (DDPM++, NCSN++) and DhariwalUNet (ADM), in EDMPrecond or VPPrecond.
+
+Reference: Karras et al. 2022 (arXiv 2206.00364), table 1 and appendix C.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from scoreline.bridges.foreign_unets import Names, both, fill, resamples
+from scoreline.bridges.unpickling import Record, tensors_of
+from scoreline.core.denoiser import Denoiser
+from scoreline.core.errors import ArtefactError, InputError, unknown_name
+from scoreline.diffusion.preconditioned import Preconditioned
+from scoreline.diffusion.schedules import EDM, VP
+from scoreline.nn.unet import UNet
+
+__all__ = ["edm_arguments", "edm_names", "of_edm"]
+
+
+def edm_arguments(kind: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of our U-Net for a network of EDM's code.
+
+    Args:
+        kind: "SongUNet" or "DhariwalUNet".
+        given: its constructor's keyword arguments.
+
+    Raises:
+        InputError: a network or setting that our U-Net does not have.
+    """
+    song = kind == "SongUNet"
+    if not song and kind != "DhariwalUNet":
+        raise unknown_name("network", kind, ("SongUNet", "DhariwalUNet"))
+    defaults: dict[str, Any] = {
+        "label_dim": 0, "augment_dim": 0, "channel_mult_emb": 4, "dropout": 0.1, "label_dropout": 0,
+        **({"model_channels": 128, "channel_mult": [1, 2, 2, 2], "num_blocks": 4, "attn_resolutions": [16],
+            "embedding_type": "positional", "channel_mult_noise": 1, "encoder_type": "standard",
+            "decoder_type": "standard", "resample_filter": [1, 1]} if song else
+           {"model_channels": 192, "channel_mult": [1, 2, 3, 4], "num_blocks": 3, "attn_resolutions": [32, 16, 8]}),
+    }  # fmt: skip
+    needed = ("img_resolution", "in_channels", "out_channels")
+    for name in given:
+        if name not in (*defaults, *needed):
+            raise unknown_name(f"argument of {kind}", name, (*defaults, *needed))
+    for name in needed:
+        if name not in given:
+            raise InputError(f"argument of {kind}", name, "is not in the file")
+    s = defaults | dict(given)
+    if s.get("encoder_type") == "skip" or s.get("decoder_type") == "skip":
+        raise InputError("encoder_type, decoder_type", "skip", "only standard and residual encoders are understood")
+    if not song and s["channel_mult"][0] != 1:
+        raise InputError("channel_mult", s["channel_mult"], "the first level must be as wide as the input convolution")
+    size, base = int(s["img_resolution"]), int(s["model_channels"])
+    heights = {size >> level for level in range(len(s["channel_mult"]))}
+    ours: dict[str, Any] = {
+        "in_shape": (int(s["in_channels"]), size, size), "out_channels": int(s["out_channels"]), "base_channels": base,
+        "channel_mult": tuple(s["channel_mult"]), "num_blocks": int(s["num_blocks"]),
+        "attention": tuple(r for r in s["attn_resolutions"] if r in heights), "dropout": float(s["dropout"]),
+        "embedding_channels": base * int(s["channel_mult_emb"]), "num_classes": int(s["label_dim"]) or None,
+        "augment_dim": int(s["augment_dim"]),
+    }  # fmt: skip
+    if song:
+        fourier = s["embedding_type"] == "fourier"
+        return ours | {
+            "decoder_attention": "last", "rescale": True, "resampling_projection": True,
+            "resampling_filter": tuple(s["resample_filter"]), "input_pyramid": s["encoder_type"] == "residual",
+            "time_features": "fourier" if fourier else "sin-cos", "time_channels": base * int(s["channel_mult_noise"]),
+        }  # fmt: skip
+    return ours | {
+        "head_channels": 64, "modulation": "scale-shift", "norm_eps": 1e-5, "init": "default",
+        "time_features": "cos-sin", "labels": "output",
+    }  # fmt: skip
+
+
+def edm_names(net: UNet, song: bool) -> Names:
+    """(our name, EDM's name) of every tensor of a U-Net."""
+    size, levels = net.in_shape[1], len([s for s in net.encoder if resamples(s)]) + 1
+    blocks = (len(net.encoder) - levels + 1) // levels
+    yield from both("input", f"enc.{size}x{size}_conv")
+    yield from both("embedding.mlp.linear0", "map_layer0")
+    yield from both("embedding.mlp.linear1", "map_layer1")
+    if net.embedding.label is not None:
+        yield "embedding.label.weight", "map_label.weight"
+        if net.embedding.label.bias is not None:
+            yield "embedding.label.bias", "map_label.bias"
+    if net.embedding.augment is not None:
+        yield "embedding.augment.weight", "map_augment.weight"
+    if net.embedding.features.kind == "fourier":
+        yield "embedding.features.frequencies", "map_noise.freqs"
+    encoder, decoder = [], []
+    for level in range(levels):
+        side = f"{size >> level}x{size >> level}"
+        encoder += [f"{side}_down"] * (level > 0) + [f"{side}_block{b}" for b in range(blocks)]
+    for level in reversed(range(levels)):
+        side = f"{size >> level}x{size >> level}"
+        decoder += [f"{side}_block{b}" for b in range(blocks + 1)]
+        decoder += [f"{2 * (size >> level)}x{2 * (size >> level)}_up"] * (level > 0)
+    for i, name in enumerate(encoder):
+        yield from _stage(f"encoder.{i}", f"enc.{name}", net.encoder[i])
+        if str(i) in net.pyramid:
+            yield from both(f"pyramid.{i}.conv", f"enc.{name.replace('_down', '_aux_residual')}")
+    low = f"{size >> (levels - 1)}x{size >> (levels - 1)}"
+    for i in range(2):
+        yield from _stage(f"middle.{i}", f"dec.{low}_in{i}", net.middle[i])
+    for i, name in enumerate(decoder):
+        yield from _stage(f"decoder.{i}", f"dec.{name}", net.decoder[i])
+    head = (f"dec.{size}x{size}_aux_norm", f"dec.{size}x{size}_aux_conv") if song else ("out_norm", "out_conv")
+    yield from both("output_norm", head[0])
+    yield from both("output", head[1])
+
+
+def _stage(ours: str, theirs: str, stage: Any) -> Names:
+    pairs = [(f"block.{part}", part) for part in ("norm0", "conv0", "affine", "norm1", "conv1")]
+    pairs += [("block.projection", "skip")] if stage.block.projection is not None else []
+    if stage.attention is not None:
+        pairs += [("attention.norm", "norm2"), ("attention.qkv", "qkv"), ("attention.proj", "proj")]
+    for own, other in pairs:
+        yield from both(f"{ours}.{own}", f"{theirs}.{other}")
+
+
+def of_edm(value: Any, name: str) -> tuple[Denoiser, dict[str, Any]]:
+    """The model of what a pickle of EDM holds, and what its card says.
+
+    Args:
+        value: the content, with classes as :class:`~scoreline.bridges.unpickling.Record`.
+        name: of the file, for errors.
+
+    Raises:
+        ArtefactError: no network of EDM, or tensors that do not fit it.
+        InputError: a network, setting or preconditioning that is not understood.
+    """
+    found = value
+    if isinstance(value, Mapping):
+        found = next((value[key] for key in ("ema", "net") if isinstance(value.get(key), Record)), None)
+    if not isinstance(found, Record):
+        raise ArtefactError("checkpoint", name, "holds no network of EDM's code (ema)")
+    wrapper, model = found.origin, found.__dict__["state"].get("_modules", {}).get("model")
+    if not isinstance(model, Record):
+        raise ArtefactError("checkpoint", name, f"{wrapper or 'the object in it'} holds no model")
+    if wrapper not in ("EDMPrecond", "VPPrecond"):
+        raise unknown_name("preconditioning", wrapper, ("EDMPrecond", "VPPrecond"))
+    arguments = edm_arguments(model.origin, model.arguments)
+    song = model.origin == "SongUNet"
+    net = UNet(**arguments)
+    source = {k: v for k, v in tensors_of(model).items() if not k.endswith("resample_filter")}
+    fill(net, source, edm_names(net, song), "interleaved", name, table_is_linear=True)
+    given = found.arguments
+    if wrapper == "EDMPrecond":
+        denoiser = Preconditioned(net, EDM(), sigma_data=float(given.get("sigma_data", 0.5)))
+    else:
+        if given.get("M", 1000) != 1000:
+            raise InputError("M", given["M"], "only the time input 999 t of VPPrecond is understood")
+        low, span = float(given.get("beta_min", 0.1)), float(given.get("beta_d", 19.9))
+        schedule = VP(beta_min=low, beta_max=low + span, t_min=float(given.get("epsilon_t", 1e-5)))
+        denoiser = Preconditioned(net, schedule, kind="eps", time_input="999t")
+    return denoiser, {"layout": "edm", "network": model.origin, "preconditioning": wrapper}
