@@ -29,7 +29,8 @@ def run(
     Args:
         model: built-in name (see `scoreline models`) or path of a .safetensors artefact.
         sampler: name, with settings as ddim:eta=1:grid=leading.
-        nfe: budget of network evaluations per image; give this or steps; nothing takes 35.
+        nfe: budget of network evaluations per image; give this or steps; nothing takes 35, adaptive samplers (rk45:rtol=1e-5)
+            take neither.
         steps: number of noise levels, instead of nfe.
         seeds: image numbers, as 0:64 (0 to 63) or 3,5,8.
         noise_seed: seed of the noise source that the numbers index.
@@ -43,9 +44,12 @@ def run(
     """
     from scoreline.cli.compare import numbers
     from scoreline.evaluate.sampling import sample_to
+    from scoreline.evaluate.specs import is_adaptive
 
+    if nfe is None and steps is None and not is_adaptive(sampler):
+        nfe = 35
     return sample_to(
-        out, model, sampler, numbers(seeds, "seeds"), nfe=35 if nfe is None and steps is None else nfe, steps=steps,
+        out, model, sampler, numbers(seeds, "seeds"), nfe=nfe, steps=steps,
         noise_seed=noise_seed, labels=labels, guidance=guidance, clip=clip, batch_size=batch_size, device=device,
         dtype=dtype, quiet=quiet,
     )  # fmt: skip

@@ -36,7 +36,7 @@ from scoreline.data.grid import picture_grid, write_png
 from scoreline.evaluate.ledger import Ledger
 from scoreline.evaluate.progress import progress
 from scoreline.evaluate.protocols import FrechetProtocol, features_of, pick_encoder
-from scoreline.evaluate.specs import check_fit, guided, labels_for, make_sampler, parse_labels, parse_spec
+from scoreline.evaluate.specs import check_fit, guided, is_adaptive, labels_for, make_sampler, parse_labels, parse_spec
 from scoreline.metrics.intervals import mean_interval
 from scoreline.nn.features import Pixels
 
@@ -44,12 +44,13 @@ __all__ = ["Arm", "compare", "converged", "converged_sampler", "model_macs", "rm
 
 PICTURES = 20
 REFERENCE_STEPS = 64
+GUESS = 60  # evaluations of an adaptive run, for the time left that is shown
 CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
 class Arm:
-    """One sampler at one cost."""
+    """One sampler at one cost; an adaptive one has budget and nfe 0, what it spends is measured."""
 
     spec: str
     budget: int
@@ -58,7 +59,7 @@ class Arm:
 
     @property
     def name(self) -> str:
-        return f"{self.spec.replace(':', '-').replace('=', '').replace('+', 'p')}-{self.nfe}"
+        return f"{self.spec.replace(':', '-').replace('=', '').replace('+', 'p')}-{self.nfe or 'adaptive'}"
 
 
 def rmse_per_image(a: Tensor, b: Tensor) -> Tensor:
@@ -117,6 +118,12 @@ def arms_of(model: Denoiser, samplers: Sequence[str], budgets: Sequence[int]) ->
     warnings: list[str] = []
     for spec in dict.fromkeys(samplers):
         parse_spec(spec)
+        if is_adaptive(spec):
+            # It takes no budget; it is measured once and stands at the most evaluations that one of its images took.
+            sampler = make_sampler(spec)
+            check_fit(sampler, model)
+            arms.append(Arm(spec, 0, 0, sampler))
+            continue
         for budget in sorted(set(budgets)):
             sampler = make_sampler(spec, nfe=budget)
             try:
@@ -222,7 +229,7 @@ def compare(
         "device": place.type, "version": scoreline.__version__,
     }  # fmt: skip
     ledger = Ledger(folder / "ledger.jsonl", job)
-    units = len(seeds) * (pairs * converged_sampler(model).cost(REFERENCE_STEPS) + count * sum(a.nfe for a in arms))
+    units = len(seeds) * (pairs * converged_sampler(model).cost(REFERENCE_STEPS) + count * sum(a.nfe or GUESS for a in arms))
     with progress("compare", units, quiet=quiet) as advance:
         exact = {}
         for seed in seeds:
@@ -234,7 +241,7 @@ def compare(
                 if key not in ledger:
                     made_now = _run(model, arm, seed, count, chosen, batch_size, scorers, exact[seed], folder, place)
                     ledger.add(key, **made_now)
-                advance(count * arm.nfe, f"{arm.name}, seed {seed}")
+                advance(count * (arm.nfe or GUESS), f"{arm.name}, seed {seed}")
         real = reference.batch(range(min(PICTURES, len(reference)))).image
         write_png(folder / "pictures" / "real.png", picture_grid(real, columns=10))
         write_png(folder / "pictures" / "converged.png", picture_grid(exact[seeds[0]][:PICTURES], columns=10))
@@ -352,7 +359,7 @@ def _run(
     scorers: Sequence[FrechetProtocol], exact: Tensor, folder: Path,
     device: torch.device,
 ) -> dict[str, Any]:  # fmt: skip
-    images, seconds, memory, nfe = [], 0.0, 0, 0.0
+    images, seconds, memory, nfe, spent = [], 0.0, 0, 0.0, 0.0
     for start in range(0, count, batch_size):
         indices = range(start, min(start + batch_size, count))
         draws = Noise(seed).at(indices, model.shape, device=device)
@@ -360,6 +367,7 @@ def _run(
         with measured(device) as cost:
             sample = arm.sampler(given, draws)
             made = model.decode(sample.x).clamp(-1, 1)
+        spent += sample.nfe * len(indices)
         seconds, memory, nfe = seconds + cost.seconds, max(memory, cost.peak_memory), max(nfe, sample.nfe_max)
         images.append(made.cpu())
     x = torch.cat(images)
@@ -370,7 +378,7 @@ def _run(
         values = {s.name(count): s.distance(features_of(s.encoder, x)) for s in scorers}
     if not arm.sampler.stochastic:
         values["ode-rmse"] = float(rmse_per_image(x[: len(exact)], exact).median())
-    return {"values": values, "seconds": seconds / count, "peak_memory": memory, "nfe": sample.nfe, "nfe_max": nfe}
+    return {"values": values, "seconds": seconds / count, "peak_memory": memory, "nfe": spent / count, "nfe_max": nfe}
 
 
 def _arm_result(
@@ -390,18 +398,19 @@ def _arm_result(
             low, high = interval.low, interval.high
         scores[name] = {"values": values, "mean": mean, "low": low, "high": high}
     seconds = float(np.median([row["seconds"] for row in rows]))
+    cost = ["--nfe", str(arm.budget)] if arm.budget else []
     return {
         "name": arm.name,
         "sampler": arm.spec,
         "settings": _settings(arm.sampler),
         "grid": arm.sampler.grid or "default",
-        "budget": arm.budget,
-        "nfe": rows[0]["nfe"],
+        "budget": arm.budget or max(row["nfe_max"] for row in rows),
+        "nfe": float(np.mean([row["nfe"] for row in rows])),
         "nfe_max": max(row["nfe_max"] for row in rows),
         "seconds": seconds,
         "images_per_second": 1 / seconds,
         "peak_memory": max(row["peak_memory"] for row in rows),
         "scores": scores,
         "pictures": _picture(arm, seeds[0]),
-        "command": shlex.join([*command, "--sampler", arm.spec, "--nfe", str(arm.budget), *shared, "--out", "images"]),
+        "command": shlex.join([*command, "--sampler", arm.spec, *cost, *shared, "--out", "images"]),
     }

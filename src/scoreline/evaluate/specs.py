@@ -16,7 +16,7 @@ from scoreline.core.sampler import Sampler
 from scoreline.guidance.extrapolate import ClassifierFree
 from scoreline.guidance.thresholding import Thresholded
 
-__all__ = ["check_fit", "guided", "labels_for", "make_sampler", "parse_labels", "parse_spec", "sampler_options"]
+__all__ = ["check_fit", "guided", "is_adaptive", "labels_for", "make_sampler", "parse_labels", "parse_spec", "sampler_options"]
 
 
 def sampler_options(name: str) -> list[str]:
@@ -78,6 +78,15 @@ def make_sampler(spec: str, *, nfe: int | None = None, steps: int | None = None)
     """
     name, settings = parse_spec(spec)
     return lookup("sampler", name)(**settings, nfe=nfe, steps=steps)
+
+
+def is_adaptive(spec: str) -> bool:
+    """Whether a sampler chooses its steps by itself, so that it takes no budget.
+
+    Raises:
+        InputError: an unknown sampler or setting.
+    """
+    return bool(getattr(make_sampler(spec), "adaptive", False))
 
 
 def check_fit(sampler: Sampler, model: Denoiser) -> int:
