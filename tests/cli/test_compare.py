@@ -295,3 +295,18 @@ def test_the_shipped_digits(scoreline: Any) -> None:
     assert arm["scores"]["ode-rmse"]["mean"] < 0.2
     assert set(arm["scores"]) == {"ode-rmse", "fd-digits", "fd-pixel"}
     assert 0 < arm["scores"]["fd-digits"]["mean"] < 3 * found["scores"]["fd-digits"]["floor"]
+
+
+def test_an_adaptive_sampler_is_one_arm_at_what_it_spends(scoreline: Any, tiny: str) -> None:
+    few = ("--count", 8, "--pairs", 4, "--seeds", 0)
+    answer = scoreline("compare", tiny, "--samplers", "heun,rk45:rtol=1e-2", "--nfe", "5,9", *few, "--json")
+    assert answer.code == 0, answer.err
+    arms = {arm["name"]: arm for arm in answer.json["arms"]}
+    assert len(arms) == 3
+    adaptive = arms["rk45-rtol1e-2-adaptive"]
+    assert adaptive["budget"] == adaptive["nfe_max"] >= adaptive["nfe"] > 9
+    assert "--nfe" not in adaptive["command"]
+    again = scoreline(*adaptive["command"].split()[1:])
+    assert again.code == 0, again.err
+    scoreline("compare", tiny, "--samplers", "rk45:rtol=0", "--nfe", 5).fails(2, "rtol 0")
+    scoreline("sample", tiny, "--sampler", "rk45:rtol=1e-2", "--nfe", 9).fails(2, "nfe 9", "adaptive")
