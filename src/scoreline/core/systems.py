@@ -76,7 +76,15 @@ SYSTEMS = (
         ("scoreline.explain.shapley", "scoreline.explain.coalitions"),
     ),
     System("06", "SIMS", "sims", "2408.16333", 9, "scoreline.adapt.sims"),
-    System("07", "AutoDiffusion", "autodiffusion", "2309.10438", 9, "scoreline.search.autodiffusion"),
+    System(
+        "07",
+        "AutoDiffusion",
+        "autodiffusion",
+        "2309.10438",
+        9,
+        "scoreline.search.autodiffusion",
+        ("scoreline.search.candidates", "scoreline.search.objective", "scoreline.guidance.planned"),
+    ),
     System("08", "Denoising MCMC", "denoising-mcmc", "2209.14593", 9, "scoreline.samplers.denoising_mcmc"),
     System(
         "09",

@@ -48,10 +48,11 @@ def search_figure(results: Mapping[str, Any]) -> Any:
                 [one["macs"] / 1e6 for one in front], [one["value"] for one in front], "o-", ms=4, color=COLOURS[1],
                 label="front",
             )  # fmt: skip
-            low = min(s["value"] for s in seen)
             # What failed is far away and would leave no room for the rest.
-            axes[1].set(xlabel="MACs an image, millions", ylabel=f"{metric} in the search", title="cost and quality",
-                        ylim=(None, sorted(s["value"] for s in seen)[int(0.9 * (len(seen) - 1))] + 0.2 * low))  # fmt: skip
+            values = sorted(one["value"] for one in seen)
+            top = values[int(0.9 * (len(values) - 1))] + 0.2 * values[0]
+            axes[1].set(xlabel="MACs an image, millions", ylabel=f"{metric} in the search", title="cost and quality")
+            axes[1].set_ylim(min(0.8 * values[0], values[0] - 0.05 * (top - values[0])), top)
             axes[1].legend(frameon=False)
         rows = results["rows"][::-1]
         for y, row in enumerate(rows):
@@ -69,7 +70,6 @@ def search_figure(results: Mapping[str, Any]) -> Any:
 def write_search_plot(results: Mapping[str, Any], path: str | os.PathLike[str]) -> Path:
     """Write the picture as PNG, whole or not at all."""
     target = Path(path)
-    with atomic_path(target) as temporary:
-        with drawing():
-            search_figure(results).savefig(temporary, dpi=150)
+    with atomic_path(target) as temporary, drawing():
+        search_figure(results).savefig(temporary, dpi=150)
     return target

@@ -126,13 +126,16 @@ def search_steps(
     found = [one | {"genotype": row["genotype"]} for one, row in zip(found, history["evolution"])]
     found = [one for one in found if np.isfinite(one["value"])]
     spec = f"planned:plan={plan_path}:of={of}"
+    use = ["scoreline", "sample", model_name, "--sampler", spec, "--nfe", str(nfe), "--out", "images"]
+    use += ["--clip"] if workflow.objective.clip else []
+    use += [f"--guidance={workflow.objective.guidance:g}"] if workflow.objective.guidance is not None else []
     results = {
         "model": model_name, "settings": {**settings, **workflow.settings()}, "rows": rows, "unit": cost,
         "progress": {name: running_best(evaluated) for name, evaluated in history.items()},
         "seen": [{key: one[key] for key in ("cost", "macs", "value")} for one in found],
         "front": [found[i] for i in front(found, ["cost", "value"])],
         "machine": machine(), "command": command, "files": [str(plan_path), str(results_path)],
-        "use": shlex.join(["scoreline", "sample", model_name, "--sampler", spec, "--nfe", str(nfe), "--out", "images"]),
+        "use": shlex.join(use),
     }  # fmt: skip
     write_json(results_path, results)
     return results
