@@ -48,6 +48,17 @@ def smooth_statistics() -> Any:
     return made
 
 
+@functools.cache
+def level_predictor() -> nn.Module:
+    """An untrained predictor of noise levels for the images of the networks here; a chain may follow any."""
+    from scoreline.samplers.level_prediction import LevelPredictor
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        made = LevelPredictor(in_shape=[1, 4, 4], channels=[8], levels=30, sigma_max=20.0)
+    return made.eval()
+
+
 @pytest.fixture(autouse=True)
 def calibrations(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """No model here has a file of statistics: the samplers that need some hold these from the start."""
@@ -55,3 +66,4 @@ def calibrations(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
         from scoreline.samplers.dpm_solver_v3 import DPMSolverV3
 
         monkeypatch.setattr(DPMSolverV3, "_held", smooth_statistics())
+        monkeypatch.setattr("scoreline.samplers.denoising_mcmc.find", lambda *_: level_predictor())

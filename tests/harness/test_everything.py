@@ -61,6 +61,9 @@ SMALL: dict[tuple[str, str], Callable[[], Any]] = {
     ("denoiser", "latent"): lambda: lookup("denoiser", "latent")(
         _edm((4, 4, 4)), lookup("network", "kl-autoencoder")(in_shape=IMAGE, channel_mult=(1, 2)), scale=0.7
     ),
+    ("calibration", "denoising-mcmc"): lambda: lookup("calibration", "denoising-mcmc")(
+        in_shape=list(IMAGE), channels=[4, 4], levels=12, sigma_max=20.0
+    ),
     ("encoder", "dinov2-vit-l-14"): lambda: lookup("encoder", "dinov2-vit-l-14")(
         width=16, depth=1, heads=2, trained_size=28, size=28
     ),

@@ -37,6 +37,10 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
     "heun": [{"s_churn": 4.0, "s_min": 0.05, "s_max": 50.0, "s_noise": 1.003}],
     "ancestral": [{"eta": 0.4, "s_noise": 0.9}],
     "dpm-solver++3m": [{"variant": "released"}],
+    "denoising-mcmc": [
+        {"of": "kar2", "n_skip": 3, "start_steps": 5, "burn_in": 2, "settle": 2, "chains": 4, "emissions": 3},
+        {"rule": "sample", "metropolis": True, "tweedie": 0.0, "start_steps": 4, "burn_in": 1, "settle": 1},
+    ],
     "dpm-solver-v3": [
         {"corrector": False, "lower_order_final": False},
         {"solver_order": 1, "variant": "released"},
