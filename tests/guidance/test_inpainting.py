@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -14,7 +15,8 @@ from scoreline.core.errors import InputError
 from scoreline.core.names import lookup
 from scoreline.core.noise import Noise
 from scoreline.core.schedule import Time
-from scoreline.diffusion.closed_form import Gaussian, Mixture
+from scoreline.data import load_images
+from scoreline.diffusion.closed_form import Empirical, Gaussian, Mixture
 from scoreline.diffusion.schedules import EDM, VE, VP, Discrete, SubVP
 from scoreline.guidance.inpainting import Inpainting, colour_axes, colourisation, replaced
 from scoreline.samplers.ddim import DDIM
@@ -191,6 +193,26 @@ def test_the_colour_axes_are_orthogonal_and_grey_is_kept() -> None:
         x = colourisation(lookup("sampler", of)(steps=6), grey)(model, draws()).x
         assert (x.mean(1, keepdim=True) - grey).abs().max() < 1e-12
         assert (x - x.mean(1, keepdim=True)).abs().max() > 0.05, "there is colour"
+
+
+def test_grey_digits_get_the_colour_of_their_class() -> None:
+    """Training digits of ten hues, exactly modelled; test digits are grey, and what they are tells their hue."""
+    angle = torch.arange(10) * 2 * math.pi / 10
+    hues = torch.stack([angle.cos(), angle.sin()], 1) @ colour_axes()[1:].float()
+
+    def coloured(split: str, rows: range) -> tuple[Tensor, Tensor]:
+        batch = load_images("digits", split=split).batch(rows)
+        assert batch.label is not None
+        ink = (batch.image + 1) / 2
+        return 0.6 * batch.image + 0.45 * ink * hues[batch.label][:, :, None, None], batch.label
+
+    model = Empirical(VP(), coloured("train", range(1297))[0], smoothing=0.1)
+    truth, labels = coloured("test", range(40))
+    sampler = colourisation(PC(steps=30), truth.mean(1, keepdim=True))
+    x = sampler(model, Noise(0).at(range(40), (3, 8, 8))).x
+    assert (x.mean(1) - truth.mean(1)).abs().max() < 1e-5
+    found = (x - x.mean(1, keepdim=True)).sum((2, 3)) @ hues.T
+    assert (found.argmax(1) == labels).double().mean() > 0.85
 
 
 def test_the_noise_of_replaced_colour_channels_is_white() -> None:
