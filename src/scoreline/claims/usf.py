@@ -186,7 +186,7 @@ class USFClaim(Claim):
         taus = [tau for nfe in NFES for tau in _known(numbers[f"s3 nfe={nfe}"]["kendall_tau"])]
         parts += [
             Part(
-                "s3 reaches the evolution's final score after fewer true evaluations than that itself, in most searches",
+                "s3 reaches the evolution's final score after fewer true evaluations than it did, in most searches",
                 2 * sooner > len(runs),
                 f"in {sooner} of {len(runs)}",
             ),

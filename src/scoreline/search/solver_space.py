@@ -117,7 +117,7 @@ class SolverSpace:
                 levels = np.asarray(lookup("grid", name)(self.schedule, count), dtype=np.float64)
             except InputError:
                 continue
-            if len(levels) != count:
+            if len(levels) != count or levels[0] != self.schedule.t_max:
                 continue
             times = np.append(levels, self.schedule.clean) if self.clean else levels
             if not any(np.allclose(times, other) for other in found):
@@ -180,7 +180,7 @@ class SolverSpace:
             top = max(usable, 1) if finite[i] and finite[i + 1] else 1
             reach = [step.start, *(p for extra in step.points for p in extra)]
             if step.order > top or min(reach) < -max(usable, 1) or (top == 1 and step.order > 1):
-                step = _with_order(replace(step, start=-1), min(step.order, top))
+                step = _with_order(step, min(step.order, top))
             last = i == len(steps) - 1 or not finite[i + 1] or not finite[i]
             corrector = None if last else step.corrector
             scaling = None if step.order == 1 else step.scaling
@@ -239,7 +239,7 @@ class SolverSpace:
         if rng.random() < self.change:
             order = self._draw_order(i, rng)
             if order != step.order:
-                step = _with_order(replace(step, start=-1), order)
+                step = _with_order(step, order)
         if rng.random() < self.change:
             step = replace(step, prediction=self._draw_prediction(rng))
         if rng.random() < self.change and step.order > 1:
@@ -277,9 +277,9 @@ class SolverSpace:
 
 
 def _with_order(step: Step, order: int) -> Step:
-    """The step at another order, its derivatives estimated from the newest points."""
-    extra = tuple(p for p in range(-1, -order - 1, -1) if p != step.start)[: order - 1]
-    return replace(step, order=order, points=(extra,) * (order - 1))
+    """The step at another order, from the newest point, its derivatives estimated from those before it."""
+    extra = tuple(range(-2, -order - 1, -1))
+    return replace(step, order=order, start=-1, points=(extra,) * (order - 1))
 
 
 def _with_first(step: Step, points: int, visited: int) -> Step:
