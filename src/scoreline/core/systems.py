@@ -100,7 +100,20 @@ SYSTEMS = (
     System("12", "DEIS", "deis", "2204.13902", 10, "scoreline.samplers.deis", ("scoreline.samplers.exponential",)),
     System("13", "InstaFlow", "instaflow", "2309.06380", 10, "scoreline.fewstep.instaflow"),
     System("14", "iCT", "ict", "2310.14189", 9, "scoreline.fewstep.ict"),
-    System("15", "Score SDE", "score-sde", "2011.13456", 10, "scoreline.samplers.score_sde"),
+    System(
+        "15",
+        "Score SDE",
+        "score-sde",
+        "2011.13456",
+        10,
+        "scoreline.samplers.score_sde",
+        (
+            "scoreline.diffusion.sde",
+            "scoreline.diffusion.dormand_prince",
+            "scoreline.diffusion.likelihood",
+            "scoreline.guidance.inpainting",
+        ),
+    ),
     System("16", "GMem", "gmem", "2412.08781", 10, "scoreline.adapt.gmem"),
     System(
         "17", "Guided distillation", "guided-distillation", "2210.03142", 10, "scoreline.fewstep.guided_distillation"
