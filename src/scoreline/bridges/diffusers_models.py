@@ -99,8 +99,9 @@ class DiffusersAutoencoder(nn.Module):
 
     def __init__(self, module: nn.Module, latent_shape: tuple[int, ...]) -> None:
         super().__init__()
-        if getattr(module.config, "shift_factor", None):
-            raise InputError("shift_factor", module.config.shift_factor, "shifted latents are not understood")  # type: ignore[union-attr]
+        shift = getattr(module.config, "shift_factor", None)
+        if shift:
+            raise InputError("shift_factor", shift, "shifted latents are not understood")
         self.module, self.latent_shape = module, latent_shape
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -164,7 +165,8 @@ def as_denoiser(
     )
     if vae is not None:
         autoencoder: Any = DiffusersAutoencoder(vae, net.in_shape)
-        model = Latent(model, autoencoder, scale=float(vae.config.scaling_factor))  # type: ignore[union-attr]
+        said: Any = vae.config
+        model = Latent(model, autoencoder, scale=float(said.scaling_factor))
     return model.eval()
 
 

@@ -40,11 +40,11 @@ def _replaced(forwards: list[tuple[nn.Module, Forward]]) -> Iterator[None]:
             module.__dict__["forward"] = forward
         yield
     finally:
-        for module, forward in before:
-            if forward is None:
+        for module, own in before:
+            if own is None:
                 module.__dict__.pop("forward", None)
             else:
-                module.__dict__["forward"] = forward
+                module.__dict__["forward"] = own
 
 
 def _keep(tracer: Tracer, name: str, value: Tensor) -> None:
@@ -141,7 +141,7 @@ class DiffusersUNet(_Foreign):
         hidden += [int(resnet.out_channels) for resnet in self._joined[:-1]]
         height = in_shape[1] >> (len(parts.down_blocks) - 1)
         heights = [height << level for level, block in enumerate(parts.up_blocks) for _ in block.resnets]
-        self.joints = tuple(
+        self.joints: tuple[Joint, ...] = tuple(
             Joint(side, h, int(resnet.in_channels) - h)
             for side, h, resnet in zip(heights, hidden, self._joined, strict=True)
         )
@@ -179,7 +179,8 @@ class DiffusersUNet(_Foreign):
     ) -> Any:  # fmt: skip
         if joint is not None:
             # The block reads concat(hidden, skip); both sides pass the plan's factors.
-            hidden, skip = tracer.join(joint, *x.split(self.joints[joint][1:], 1))
+            sides = self.joints[joint]
+            hidden, skip = tracer.join(joint, *x.split((sides.hidden, sides.skip), 1))
             if tracer.done:
                 raise _Done
             x = torch.cat([hidden, skip], 1)
@@ -263,7 +264,7 @@ class DiffusersDiT(_Foreign):
 
     def _forwards(self, tracer: Tracer) -> list[tuple[nn.Module, Forward]]:
         module: Any = self.module
-        plan = [
+        plan: list[tuple[nn.Module, Forward]] = [
             (module.pos_embed, partial(_after, tracer, "input", module.pos_embed.forward)),
             (module.norm_out, partial(_before, tracer, "decoder", module.norm_out.forward)),
         ]

@@ -46,7 +46,7 @@ _TINY = (1, 2, 2)
 class _Question(Exception):
     """What the sampler asks the network and nobody has answered yet."""
 
-    def __init__(self, x: Tensor, t: float) -> None:
+    def __init__(self, x: Tensor, t: Time) -> None:
         super().__init__()
         self.x, self.t = x, t
 
@@ -76,7 +76,7 @@ class _Answers(Preconditioned):
     def posterior(self, x: Tensor, t: Time, cond: Cond | None) -> Posterior:
         if not self.waiting:
             raise _Question(x, t)
-        self.net.out = self.waiting.pop(0)  # type: ignore[assignment]
+        self.net.out = self.waiting.pop(0)
         return super().posterior(x, t, cond)
 
 
@@ -102,6 +102,22 @@ class SamplerScheduler(SchedulerMixin, ConfigMixin):
     """
 
     order = 1
+    sampler: Sampler
+    num_inference_steps: int | None
+    # A run: its levels, the evaluations' levels and which of them begin a step.
+    _times: np.ndarray | None
+    _levels: np.ndarray
+    _starts: list[int]
+    # Where it is: the row, the evaluation, the state before the row's step, the answers since, what was handed out.
+    _rows: list[Any]
+    _row: int
+    _position: int
+    _state: State | None
+    _at_state: bool
+    _answered: list[Tensor]
+    _handed: Tensor
+    _answers: _Answers
+    _denoiser: Denoiser
 
     @register_to_config
     def __init__(
@@ -129,9 +145,9 @@ class SamplerScheduler(SchedulerMixin, ConfigMixin):
         _made(sampler, 10)
         self.kind = KINDS[prediction_type]
         self.init_noise_sigma = 1.0
-        self.num_inference_steps: int | None = None
+        self.num_inference_steps = None
         self.timesteps = torch.arange(self.schedule.T - 1, -1, -1)
-        self._times: np.ndarray | None = None
+        self._times = None
         self._begin_index: int | None = None
 
     def __len__(self) -> int:
@@ -171,7 +187,7 @@ class SamplerScheduler(SchedulerMixin, ConfigMixin):
         whole = bool((levels == np.round(levels)).all())
         self.timesteps = torch.as_tensor(levels, device=device).to(torch.int64 if whole else torch.float32)
         self._levels = levels
-        self._state: State | None = None
+        self._state = None
         self._begin_index = None
 
     def set_begin_index(self, begin_index: int = 0) -> None:
@@ -234,13 +250,10 @@ class SamplerScheduler(SchedulerMixin, ConfigMixin):
         while self._row < len(self._rows):
             self._answers.waiting = list(self._answered)
             try:
-                state = self.sampler.step(self._denoiser, state, self._steps[self._row])
+                state = self.sampler.step(self._denoiser, state, self._rows[self._row])
             except _Question as question:
-                if question.t != self._levels[self._position]:
-                    mend = (
-                        "chooses its levels while it runs; a pipeline must know them before. Use it on scoreline.load"
-                    )
-                    raise InputError("sampler", type(self.sampler).__name__, mend) from None
+                if isinstance(question.t, Tensor) or question.t != self._levels[self._position]:
+                    raise _moving(self.sampler) from None
                 self._state, self._at_state = state, question.x is state.x
                 return question.x
             self._answered, self._row = [], self._row + 1
@@ -257,15 +270,15 @@ class SamplerScheduler(SchedulerMixin, ConfigMixin):
             raise InputError("timestep", float(timestep), "no step of the run starts there")
         self._row, self._position = 0, position
         times = self._times[self._starts.index(position) :]
-        self._rows = self.sampler.coefficients(self.schedule, times)
-        self._steps = list(self._rows)
+        rows = self.sampler.coefficients(self.schedule, times)
+        self._rows = list(rows)
         channels = sample.shape[1]
         self._answers = self._model(sample.shape[1:], work, output.shape[1] == 2 * channels)
         self._denoiser = self._kept(self._answers)
         draws = Noise(0).at(_streams(len(sample), generator) if self.sampler.stochastic else range(len(sample)),
                             sample.shape[1:], device=sample.device, dtype=work)  # fmt: skip
-        self._state = self.sampler.init(self._denoiser, draws, self._rows, sample.to(work))
-        self._answered: list[Tensor] = []
+        self._state = self.sampler.init(self._denoiser, draws, rows, sample.to(work))
+        self._answered = []
 
     def _model(self, shape: Sequence[int], dtype: torch.dtype, both: bool) -> _Answers:
         return _Answers(shape, dtype, self.schedule, self.kind, both).eval()
@@ -288,6 +301,8 @@ class SamplerScheduler(SchedulerMixin, ConfigMixin):
                     state = self.sampler.step(model, state, row)
                     break
                 except _Question as question:
+                    if isinstance(question.t, Tensor):
+                        raise _moving(self.sampler) from None
                     asked.append((len(asked), float(question.t), len(asked) == before))
                     given += 1
         return asked
@@ -299,10 +314,14 @@ def _made(sampler: str | Mapping[str, Any], steps: int) -> Sampler:
         made = make_sampler(sampler, steps=steps)
     else:
         made = build({**sampler, "args": {**sampler["args"], "steps": steps, "nfe": None}})
-    if type(made).__call__ is not Sampler.__call__:
-        mend = "chooses its steps while it runs; a pipeline must know them before. Use it on scoreline.load"
-        raise InputError("sampler", type(made).__name__, mend)
+    if type(made).__call__ is not Sampler.__call__ and getattr(made, "adaptive", True):
+        raise _moving(made)
     return made
+
+
+def _moving(sampler: Sampler) -> InputError:
+    mend = "chooses its levels while it runs; a pipeline must know them before. Use it on scoreline.load"
+    return InputError("sampler", type(sampler).__name__, mend)
 
 
 def _streams(count: int, generator: torch.Generator | list[torch.Generator] | None) -> list[int]:

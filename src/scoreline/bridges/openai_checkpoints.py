@@ -37,7 +37,9 @@ def guided_arguments(state: Mapping[str, Tensor], size: int, head_channels: int,
     if first is None or "time_embed.0.weight" not in state or "out.2.weight" not in state:
         raise InputError("state dict", None, "is not of guided diffusion's U-Net: input_blocks, time_embed, out")
     base, channels = int(first.shape[0]), int(first.shape[1])
-    mults, attention, blocks, level = [], set(), 0, 0
+    mults: list[int] = []
+    attention: set[int] = set()
+    blocks = level = 0
     for i in range(1, _count(state, "input_blocks")):
         convolution = state.get(f"input_blocks.{i}.0.in_layers.2.weight")
         if convolution is None:
