@@ -204,6 +204,7 @@ def estimate(
         raise InputError("nodes", nodes, "needs a whole number of at least 4")
     ends = lam_range(denoiser.schedule)
     low, high = ends[0] if low is None else low, ends[1] if high is None else high
+    ModelStatistics(shape=denoiser.shape, nodes=nodes, low=low, high=high)  # refuses what is no range
     read, count = _reader(denoiser, images)
     device = next((v.device for v in (*denoiser.parameters(), *denoiser.buffers())), torch.device("cpu"))
     lam, total = np.linspace(low, high, nodes + 1), samples * probes
