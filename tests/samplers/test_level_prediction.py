@@ -120,17 +120,17 @@ def test_a_trained_predictor_finds_levels(digits: tuple) -> None:
     model, images = digits
     seen = []
     made = LevelPredictor.calibrate(
-        model, images, samples=15_000, batch_size=50, levels=20, channels=(8, 8),
+        model, images, samples=15_000, batch_size=50, levels=6, channels=(8, 8), sigma_min=0.1, sigma_max=3.0, lr=5e-3,
         advance=lambda n, text: seen.append(n),
     )  # fmt: skip
     assert sum(seen) == 15_000
     assert len(seen) > 10
     x = load_images("digits", split="test").batch(range(200)).image
     noise = Noise(3).at(range(200), (1, 8, 8)).normal()
-    for k in (2, 8, 12):
+    for k in range(6):
         with torch.no_grad():
             off = made(x + float(made.table[k]) * noise).argmax(1) - k
-        assert off.abs().float().mean() < 2.5
+        assert off.abs().float().mean() < 0.6, k
 
 
 def test_a_stopped_training_goes_on_to_the_same_bits(digits: tuple, tmp_path: Path) -> None:

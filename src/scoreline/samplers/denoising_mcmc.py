@@ -26,7 +26,7 @@ from typing import Any, Self
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from scoreline.core.artefact import recorded
 from scoreline.core.cond import Cond
@@ -318,7 +318,8 @@ class DenoisingMCMC(Sampler):
         rows = list(lanes.values())
         need = [int(emission[r].max()) for r in rows]
         first = [r[0] for r in rows]
-        chains = Chains(denoiser, cond, first, numbers[first], noise, self, self._predictor, places)
+        predictor = _on(self._predictor, noise.device)
+        chains = Chains(denoiser, cond, first, numbers[first], noise, self, predictor, places)
         chains.start()
         startup = chains.nfe
         total = startup * len(rows)
@@ -351,6 +352,12 @@ def bound(denoiser: Denoiser) -> Cond | None:
     while inner is not None and inner._given is None:
         inner = getattr(inner, "inner", None)
     return None if inner is None else inner._given
+
+
+def _on(predictor: Any, device: torch.device) -> Any:
+    """The predictor on a device; one that is shared with other runs stays where it is."""
+    tensors = (*predictor.parameters(), *predictor.buffers()) if isinstance(predictor, nn.Module) else ()
+    return copy.deepcopy(predictor).to(device) if any(t.device != device for t in tensors) else predictor
 
 
 def _marks(cond: Cond | None, count: int) -> list[bytes]:

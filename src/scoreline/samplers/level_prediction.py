@@ -82,7 +82,12 @@ class LevelPredictor(nn.Module):
     Args:
         in_shape, channels, strides, levels: of :class:`scoreline.nn.level_classifier.LevelClassifier`.
         sigma_min, sigma_max: ends of the table, for data in [0, 1].
+
+    Attributes:
+        stored_as: the type in which it is stored.
     """
+
+    stored_as = torch.float16
 
     def __init__(
         self,
@@ -101,6 +106,12 @@ class LevelPredictor(nn.Module):
     def forward(self, y: Tensor, cond: Cond | None = None) -> Tensor:
         """log p(sigma_j | y) up to a constant, (B, M), for y = x/alpha (B, C, H, W); conditions are not looked at."""
         return self.net(y.float())
+
+    def summary(self) -> str:
+        """What it is, in a line."""
+        low, high = 0.5 * self.table[-1], 0.5 * self.table[0]
+        count = sum(p.numel() for p in self.parameters())
+        return f"{len(self.table)} levels from {high:.3g} down to {low:.2g} (data in [0, 1]), {count:,} parameters"
 
     @classmethod
     def calibrate(
@@ -157,6 +168,7 @@ class LevelPredictor(nn.Module):
                 sigma_max=min(sigma_max, top),
             )  # fmt: skip
         steps = samples // batch_size
+        device = next((t.device for t in (*denoiser.parameters(), *denoiser.buffers())), torch.device("cpu"))
         method = LevelTraining(made.net, made.table, lr=Cosine(lr, steps, warmup=0))
         every = max(steps // 50, 1)
         seen = 0
@@ -171,7 +183,7 @@ class LevelPredictor(nn.Module):
             place = scratch if folder is None else folder
             config = {"sigma_min": sigma_min, "sigma_max": sigma_max, "levels": levels}
             run(
-                method, images, place, steps=steps, batch_size=batch_size, seed=seed, device="cpu", quiet=True,
+                method, images, place, steps=steps, batch_size=batch_size, seed=seed, device=device, quiet=True,
                 checkpoint_every=max(steps // 10, 1), sample_every=every, sample=tell, config=config,
             )  # fmt: skip
         return made.eval()
