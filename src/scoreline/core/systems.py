@@ -85,7 +85,15 @@ SYSTEMS = (
         "scoreline.search.autodiffusion",
         ("scoreline.search.candidates", "scoreline.search.objective", "scoreline.guidance.planned"),
     ),
-    System("08", "Denoising MCMC", "denoising-mcmc", "2209.14593", 9, "scoreline.samplers.denoising_mcmc"),
+    System(
+        "08",
+        "Denoising MCMC",
+        "denoising-mcmc",
+        "2209.14593",
+        9,
+        "scoreline.samplers.denoising_mcmc",
+        ("scoreline.samplers.chains", "scoreline.samplers.level_prediction", "scoreline.nn.level_classifier"),
+    ),
     System(
         "09",
         "Enhanced DDPM",
