@@ -23,6 +23,11 @@ def slope(y: Tensor, t: Tensor, rows: Tensor | None) -> Tensor:
     return torch.stack([w * y[:, 1], -w * y[:, 0] + torch.sin(t)], 1)
 
 
+def on_arrays(t: float, y: np.ndarray, i: int) -> np.ndarray:
+    at = torch.tensor([t], dtype=torch.float64)
+    return slope(torch.tensor(y)[None], at, torch.tensor([i]))[0].numpy()
+
+
 def test_the_tableau_is_scipys_and_of_order_five() -> None:
     assert np.allclose(RK45.B, B, rtol=0, atol=1e-16)
     assert np.allclose(RK45.C, C, rtol=0, atol=1e-16)
@@ -42,7 +47,7 @@ def test_one_image_takes_scipys_steps(ends: tuple[float, float], rtol: float) ->
             lambda y, t, rows, i=i: slope(y, t, torch.tensor([i])), START[i : i + 1], *ends, rtol=rtol, atol=1e-6
         )
         theirs = solve_ivp(
-            lambda t, y, i=i: slope(torch.tensor(y)[None], torch.tensor([t], dtype=torch.float64), torch.tensor([i]))[0].numpy(),
+            lambda t, y, i=i: on_arrays(t, y, i),
             ends,
             START[i].numpy(),
             method="RK45",

@@ -27,8 +27,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "ddpmpp": DIGITS | {"decoder_attention": "last", "rescale": True, "resampling_projection": True},
     "ncsnpp": DIGITS
     | {"rescale": True, "resampling_filter": (1, 3, 3, 1), "input_pyramid": True, "time_features": "fourier"},
-    "ncsnpp256": DIGITS
-    | {"rescale": True, "resampling_filter": (1, 3, 3, 1), "input_skip": True, "output_skip": True},
+    "ncsnpp256": DIGITS | {"rescale": True, "resampling_filter": (1, 3, 3, 1), "input_skip": True, "output_skip": True},
     "ctm": DIGITS | {"second_time": True},
     "text": DIGITS | {"context_dim": 6},
     "wide": DIGITS | {"base_channels": 48, "modulation": "scale-shift"},

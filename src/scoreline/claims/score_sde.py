@@ -2,8 +2,8 @@
 
 Song et al. 2021 (arXiv 2011.13456). The rule, from the plan of this claim:
 - (a) bits/dim of the ODE, a mean over points, agree with the closed form of a Gaussian and of a mixture in 8 dimensions
-  to 0.01, for VE, VP and sub-VP; Hutchinson's estimate is unbiased (within 4 standard errors) and its standard deviation shrinks as
-  1/sqrt(probes) (16 probes: a factor of 4 to within 25 %).
+  to 0.01, for VE, VP and sub-VP; Hutchinson's estimate is unbiased (within 4 standard errors) and its deviation shrinks
+  as 1/sqrt(probes) (16 probes: a factor of 4 to within 25 %).
 - (b) the same network trained with both has no more bits/dim under sub-VP than under VP: seen if the 95 % interval of
   the mean difference over seeds lies below 0, not seen if it lies above 0, else nothing can be told.
 - (c) with a learned score, PC(N) beats C(2N), and beats P(2N), in mean Frechet distance over seeds, at every N; PC with
@@ -57,6 +57,7 @@ class Scale:
         points: of (a).
         repeats: independent probes of Hutchinson's estimate in (a).
         chains: of (d), each of 16 pairs.
+        rtol: of the likelihoods with random probes.
         divide: N is divided by this (the smoke test only).
     """
 
@@ -67,12 +68,13 @@ class Scale:
     points: int
     repeats: int
     chains: int
+    rtol: float
     divide: int = 1
 
 
 SIZES = {
-    "laptop": Scale(width=192, depth=4, steps=1500, count=200, points=64, repeats=256, chains=200),
-    "smoke": Scale(width=16, depth=1, steps=2, count=70, points=4, repeats=16, chains=4, divide=50),
+    "laptop": Scale(width=192, depth=4, steps=1500, count=200, points=64, repeats=256, chains=200, rtol=1e-4),
+    "smoke": Scale(width=16, depth=1, steps=2, count=70, points=4, repeats=16, chains=4, rtol=1e-2, divide=50),
 }
 BATCH, PEAK_LR, AVERAGE, LEVELS = 128, 2e-3, 0.995, 17
 # The largest distance between two training images is 9.6 ("about the largest pairwise distance").
@@ -117,8 +119,8 @@ class ScoreSDE(Claim):
 
     system = "15"
     statement = (
-        "The probability-flow ODE gives exact likelihoods, sub-VP better ones than VP, and predictor-corrector samplers "
-        "beat predictors and correctors alone at equal cost."
+        "The probability-flow ODE gives exact likelihoods, sub-VP better ones than VP, and predictor-corrector "
+        "samplers beat predictors and correctors alone at equal cost."
     )
     arms = (*_A, *_B, *_C, *_D)
     seeds = (0, 1, 2)
@@ -158,9 +160,7 @@ class ScoreSDE(Claim):
         ratios = [mean(_known(numbers[arm]["ratio"])) for arm in _A if arm.endswith("mixture")]
         shrinks = all(3.0 <= ratio <= 5.0 for ratio in ratios)
         parts = [
-            Part(
-                "the ODE's bits/dim agree with the closed form to 0.01", worst < 0.01, f"off by at most {worst:.2g}"
-            ),
+            Part("the ODE's bits/dim agree with the closed form to 0.01", worst < 0.01, f"off by at most {worst:.2g}"),
             Part(
                 "Hutchinson's estimate is unbiased and shrinks as 1/sqrt(probes)",
                 bias < 4 and shrinks,
@@ -255,7 +255,7 @@ def _exactness(schedule: Schedule, form: str, seed: int, sizes: Scale) -> dict[s
     many = x[:1].expand(sizes.repeats, -1)
     streams = draws.at(range(sizes.repeats), (8,), dtype=torch.float64)
     one, sixteen = (
-        log_likelihood(model, many, draws=streams, probes=probes, rtol=1e-5).log_p - exact.log_p[0]
+        log_likelihood(model, many, draws=streams, probes=probes, rtol=sizes.rtol).log_p - exact.log_p[0]
         for probes in (1, 16)
     )
     deviation = float(one.std())
@@ -284,9 +284,7 @@ def _trained(sde: str, seed: int, sizes: Scale) -> Preconditioned:
         lr=Cosine(PEAK_LR, sizes.steps, warmup=min(50, sizes.steps - 1)),
         transform=lambda image, draws: dequantised(image, LEVELS, draws.uniform(0, 7, shape=image.shape[1:])).float(),
     )
-    model: Preconditioned = fit(
-        method, data, steps=sizes.steps, batch_size=BATCH, seed=seed, ema=AVERAGE
-    ).result()
+    model: Preconditioned = fit(method, data, steps=sizes.steps, batch_size=BATCH, seed=seed, ema=AVERAGE).result()
     return model
 
 
@@ -295,7 +293,7 @@ def _bits(model: Preconditioned, seed: int, sizes: Scale) -> dict[str, float | N
     batch = load_images("digits", split="test").batch(range(sizes.count))
     draws = Noise(derive(seed, "score-sde", "bits")).at(batch.index, model.shape)
     x = dequantised(batch.image, LEVELS, draws.uniform(shape=model.shape))
-    solved = log_likelihood(model, x, draws=draws, rtol=1e-4)
+    solved = log_likelihood(model, x, draws=draws, rtol=sizes.rtol)
     bits = bits_per_dim(solved.log_p, math.prod(model.shape), bin_width(LEVELS))
     return {"bits": float(bits.mean()), "nfe": float(solved.evaluations.double().mean())}
 

@@ -29,8 +29,8 @@ def run(
     Args:
         model: built-in name (see `scoreline models`) or path of a .safetensors artefact.
         sampler: name, with settings as ddim:eta=1:grid=leading.
-        nfe: budget of network evaluations per image; give this or steps; nothing takes 35, adaptive samplers (rk45:rtol=1e-5)
-            take neither.
+        nfe: budget of network evaluations per image; give this or steps; nothing takes 35, adaptive samplers
+            (rk45:rtol=1e-5) take neither.
         steps: number of noise levels, instead of nfe.
         seeds: image numbers, as 0:64 (0 to 63) or 3,5,8.
         noise_seed: seed of the noise source that the numbers index.

@@ -85,7 +85,8 @@ def integrate(
     """
     least = 10 * torch.finfo(y.dtype).eps
     if rtol < least:
-        raise InputError("rtol", rtol, f"a {str(y.dtype).removeprefix('torch.')} state resolves {least:.1g}; use float64")
+        mend = f"a {str(y.dtype).removeprefix('torch.')} state resolves {least:.1g} at best; use float64"
+        raise InputError("rtol", rtol, mend)
     direction = 1.0 if end >= start else -1.0
     batch = len(y)
     t = torch.full((batch,), float(start), dtype=torch.float64, device=y.device)

@@ -191,4 +191,3 @@ def _divergence(f: Tensor, u: Tensor, v: Tensor | None) -> Tensor:
         (row,) = torch.autograd.grad(flat[:, d].sum(), u, retain_graph=d + 1 < flat.shape[1])
         total = total + row.flatten(1)[:, d]
     return total
-

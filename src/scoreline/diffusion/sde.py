@@ -8,7 +8,7 @@ In the angle phi = atan2(sigma, alpha) and with u = x/r, r = sqrt(alpha^2 + sigm
     du/dphi = cos(phi) eps - sin(phi) E[x_0|x_t]
 which is finite from the clean end (phi = 0) to pure noise (phi = pi/2), so that one tolerance means the same on all.
 
-Reference: Song et al. 2021 (arXiv 2011.13456), sections 3 and 4.3, appendices B and D; Salimans & Ho 2022 for the angle.
+Reference: Song et al. 2021 (arXiv 2011.13456), sections 3 and 4.3, appendices B and D; Salimans & Ho 2022 (the angle).
 """
 
 from __future__ import annotations

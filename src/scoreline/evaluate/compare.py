@@ -229,7 +229,8 @@ def compare(
         "device": place.type, "version": scoreline.__version__,
     }  # fmt: skip
     ledger = Ledger(folder / "ledger.jsonl", job)
-    units = len(seeds) * (pairs * converged_sampler(model).cost(REFERENCE_STEPS) + count * sum(a.nfe or GUESS for a in arms))
+    spent = sum(arm.nfe or GUESS for arm in arms)
+    units = len(seeds) * (pairs * converged_sampler(model).cost(REFERENCE_STEPS) + count * spent)
     with progress("compare", units, quiet=quiet) as advance:
         exact = {}
         for seed in seeds:

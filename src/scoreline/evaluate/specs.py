@@ -16,7 +16,8 @@ from scoreline.core.sampler import Sampler
 from scoreline.guidance.extrapolate import ClassifierFree
 from scoreline.guidance.thresholding import Thresholded
 
-__all__ = ["check_fit", "guided", "is_adaptive", "labels_for", "make_sampler", "parse_labels", "parse_spec", "sampler_options"]
+__all__ = ["check_fit", "guided", "is_adaptive", "labels_for", "make_sampler", "parse_labels", "parse_spec"]
+__all__ += ["sampler_options"]
 
 
 def sampler_options(name: str) -> list[str]:

@@ -131,7 +131,7 @@ class UNet(Network):
         resampling_filter: (1, 1) or (1, 3, 3, 1).
         resampling_projection: 1x1 convolution in the shortcut of resampling blocks.
         input_pyramid: add the FIR-downsampled input at each level, by convolutions (NCSN++'s residual encoder).
-        input_skip: add the downsampled input itself at each level, through 1x1 convolutions (NCSN++ from 256 pixels on).
+        input_skip: add the downsampled input itself at each level, by 1x1 convolutions (NCSN++ from 256 pixels on).
         output_skip: sum heads of all levels, upsampled, in place of one head (NCSN++ from 256 pixels on).
         norm_eps: epsilon of the norms.
         init: "xavier" (Song et al.) or "default" (ADM; output convolutions zero).

@@ -47,9 +47,7 @@ def encode(denoiser: Denoiser, images: Tensor, sampler: Sampler | None = None) -
     return _run(denoiser, x, sampler, times).x / float(schedule.prior())
 
 
-def decode(
-    denoiser: Denoiser, latents: Tensor, sampler: Sampler | None = None, *, denoise: bool = False
-) -> Tensor:
+def decode(denoiser: Denoiser, latents: Tensor, sampler: Sampler | None = None, *, denoise: bool = False) -> Tensor:
     """Images of latents: the ODE from t_max down to t_min.
 
     Args:

@@ -136,7 +136,8 @@ class RK45(Sampler):
         schedule, shape = denoiser.schedule, (len(noise), *noise.shape)
         if noise.shape != tuple(denoiser.shape) or (x is not None and tuple(x.shape) != shape):
             wrong = noise.shape if x is None else tuple(x.shape)
-            raise InputError("shape", wrong, f"the model makes {tuple(denoiser.shape)}, and there are {shape[0]} images")
+            mend = f"the model makes {tuple(denoiser.shape)}, and there are {shape[0]} images"
+            raise InputError("shape", wrong, mend)
         grid = self._checked(denoiser, self.times(schedule) if times is None else times, noise)
         if isinstance(grid, Tensor):
             raise InputError("times", tuple(grid.shape), "an adaptive run takes one list of times for the whole batch")

@@ -4,7 +4,8 @@ With the forward step x_t = a x_s + G z from one level s of the run up to the ne
     Euler-Maruyama     mean = x + (f x - g^2 score)(s - t),   std = g sqrt(t - s)
     reverse diffusion  mean = (2 - a) x + G^2 score,          std = G
     ancestral          mean = E[x_s|x_t, E[x_0|x_t]],         std = G, where noise explodes G sigma_s/sigma_t
-    Langevin           x + e score + sqrt(2 e) z,             e = 2 a^2 (r |z|/|score|)^2;  annealed: e = 2 a^2 (r sigma_t)^2
+    Langevin           x + e score + sqrt(2 e) z,             e = 2 a^2 (r |z|/|score|)^2
+    annealed Langevin  the same,                              e = 2 a^2 (r sigma_t)^2
 A level is first corrected, then left by the predictor; the last step, to the clean image, adds no noise. Any schedule
 has what is needed. The released code corrects in this order; its algorithms in the paper correct after the predictor,
 which is the same chain but for one correction of pure noise at the start.
