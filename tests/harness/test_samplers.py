@@ -42,7 +42,7 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
         {"rule": "sample", "metropolis": True, "tweedie": 0.0, "start_steps": 4, "burn_in": 1, "settle": 1},
     ],
     "dpm-solver-v3": [
-        {"corrector": False, "lower_order_final": False},
+        {"solver_order": 3, "corrector": False, "lower_order_final": False},
         {"solver_order": 1, "variant": "released"},
         {"pseudo": True, "half": True, "statistics": "data"},
     ],

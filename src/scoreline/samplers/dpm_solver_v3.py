@@ -73,7 +73,7 @@ class DPMSolverV3(Sampler):
     """DPM-Solver-v3, one evaluation a step.
 
     Args:
-        solver_order: of the predictor, 1 to 3; 3 suits models without guidance, 2 those with.
+        solver_order: of the predictor, 1 to 3; the authors take 2 for models with conditions, 3 for those without.
         corrector: repeat each step, but for the last, once the network has answered at its end.
         pseudo: estimate derivatives by the pseudo order in the predictor; calmer at 5 evaluations.
         pseudo_corrector: the same in the corrector, whose order is then one higher.
@@ -96,7 +96,7 @@ class DPMSolverV3(Sampler):
     def __init__(
         self,
         *,
-        solver_order: int = 3,
+        solver_order: int = 2,
         corrector: bool = True,
         pseudo: bool = False,
         pseudo_corrector: bool = False,
