@@ -49,6 +49,9 @@ class RunPlan:
     schedule: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
+        if isinstance(self.schedule, Schedule):
+            # What `build` makes of the description.
+            object.__setattr__(self, "schedule", describe(self.schedule))
         times = tuple(float(t) for t in self.times)
         object.__setattr__(self, "times", times)
         object.__setattr__(

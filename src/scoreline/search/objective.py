@@ -190,7 +190,7 @@ class Objective:
         for start in range(0, count, self.batch_size):
             indices = range(start, min(start + self.batch_size, count))
             draws = Noise(seed).at(indices, self.denoiser.shape)
-            priced = _Priced(self._given(indices), prices)
+            priced = _Priced(self._given(indices), self._given(range(1)), prices)
             began = time.perf_counter()
             sample = sampler(priced, draws)
             seconds += time.perf_counter() - began - priced.bill["counting"]
@@ -269,12 +269,14 @@ class _Priced(View):
     """A model that adds up what its calls cost an image; what a call under a plan costs is counted once.
 
     Args:
-        inner: the model.
+        inner: the model, with the conditions of a batch.
+        single: the model, with those of one image.
         prices: multiply-accumulates of a call by the plans it is under, shared by all views.
     """
 
-    def __init__(self, inner: Denoiser, prices: dict[tuple[str, ...], float]) -> None:
+    def __init__(self, inner: Denoiser, single: Denoiser, prices: dict[tuple[str, ...], float]) -> None:
         super().__init__(inner)
+        self.single = single
         self.prices = prices
         self.plans: tuple[str, ...] = ()
         self.bill = {"macs": 0.0, "counting": 0.0}
@@ -282,12 +284,15 @@ class _Priced(View):
     def posterior(self, x: Tensor, t: Time, cond: Cond | None) -> Posterior:
         if self.plans not in self.prices:
             began = time.perf_counter()
-            self.prices[self.plans] = count_macs(self.inner, x, t, cond) / len(x)
+            self.prices[self.plans] = float(
+                count_macs(self.single, x[:1], t[:1] if isinstance(t, Tensor) and t.dim() else t)
+            )
             self.bill["counting"] += time.perf_counter() - began
         self.bill["macs"] += self.prices[self.plans]
         return self.inner(x, t, cond)
 
     def under(self, plan: Any) -> Self:
         view = super().under(plan)
+        view.single = self.single.under(plan)
         view.plans = (*self.plans, repr(plan))
         return view
