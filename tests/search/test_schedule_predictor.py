@@ -37,7 +37,7 @@ def test_padding_changes_nothing() -> None:
     short, long = space.random(3, rng), space.random(8, rng)
     net = fit_predictor([short, long, space.random(3, rng)], [1.0, 2.0, 3.0], schedule, steps=2)
     alone, together = net(*encode([short], schedule)), net(*encode([short, long], schedule))
-    assert alone[0].item() == pytest.approx(together[0].item(), abs=1e-12)
+    assert alone[0].item() == pytest.approx(together[0].item(), abs=1e-6)
 
 
 def test_every_decision_is_seen() -> None:

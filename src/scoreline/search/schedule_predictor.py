@@ -53,7 +53,7 @@ def encode(plans: Sequence[SolverSchedule], schedule: Schedule) -> tuple[Tensor,
                     0 if plan.afs is None else 1 + AFS.index(plan.afs),
                 )  # fmt: skip
     lengths = torch.tensor([len(p.steps) for p in plans])
-    return torch.from_numpy(numbers), torch.from_numpy(decisions), lengths
+    return torch.from_numpy(numbers).float(), torch.from_numpy(decisions), lengths
 
 
 class SchedulePredictor(nn.Module):
@@ -66,11 +66,10 @@ class SchedulePredictor(nn.Module):
     def __init__(self, *, width: int = 32) -> None:
         super().__init__()
         self.tables = nn.ModuleList(nn.Embedding(count, 8) for count in TABLES)
-        self.register_buffer("frequencies", torch.pi / 12 * 2.0 ** torch.arange(4, dtype=torch.float64))
+        self.register_buffer("frequencies", torch.pi / 12 * 2.0 ** torch.arange(4))
         self.embed = nn.Linear(8 * len(TABLES) + 16 + 3, width)
         self.read = nn.GRU(width, width, batch_first=True)
         self.head = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, 1))
-        self.double()
 
     def forward(self, numbers: Tensor, decisions: Tensor, lengths: Tensor) -> Tensor:
         """Args: see :func:`encode`."""
