@@ -279,7 +279,7 @@ def _trained(sde: str, seed: int, sizes: Scale) -> Preconditioned:
         net = MLP(in_shape=data.shape, width=sizes.width, depth=sizes.depth)
     how = {"kind": "edm", "sigma_data": 0.75} if sde == "ve" else {"kind": "eps", "time_input": "999t"}
     method = Denoising(
-        Preconditioned(net, SDES[sde], **how),  # type: ignore[arg-type]
+        Preconditioned(net, SDES[sde], **how),
         levels="uniform",
         lr=Cosine(PEAK_LR, sizes.steps, warmup=min(50, sizes.steps - 1)),
         transform=lambda image, draws: dequantised(image, LEVELS, draws.uniform(0, 7, shape=image.shape[1:])).float(),
