@@ -290,11 +290,11 @@ def test_continuous_times_map_to_the_table_by_the_nearest_index() -> None:
     for schedule in (VP(), EDM(), LINEAR, Flow()):
         table = Table.of(schedule)
         inside = np.flatnonzero(np.diff(table.times) > 0)[5:-5]
-        assert (table.index(table.times[inside]) == inside).all()
-        assert table.index(schedule.clean) in (-1, 0)
-        assert table.index(float(table.times[500] + 0.4 * (table.times[501] - table.times[500]))) == 500
-        assert table.index(float(table.times[500] + 0.6 * (table.times[501] - table.times[500]))) == 501
-    assert Table.of(LINEAR).index(-1.0) == -1
+        assert (table.entry(table.times[inside]) == inside).all()
+        assert table.entry(schedule.clean) in (-1, 0)
+        assert table.entry(float(table.times[500] + 0.4 * (table.times[501] - table.times[500]))) == 500
+        assert table.entry(float(table.times[500] + 0.6 * (table.times[501] - table.times[500]))) == 501
+    assert Table.of(LINEAR).entry(-1.0) == -1
 
 
 def test_a_calibrated_rule_finds_the_time_of_noised_data() -> None:
@@ -379,9 +379,9 @@ class _Calibrated(Sampler):
     [
         ({"of": "dddim"}, "did you mean 'ddim'"),
         ({"of": TimeShift()}, "shifted already"),
-        ({"of": _Adaptive()}, "its own times"),
+        ({"of": _Adaptive()}, "single steps on a grid"),
         ({"of": "pc"}, "without one"),
-        ({"of": _Calibrated()}, "measured at the grid's times"),
+        ({"of": _Calibrated()}, "calibration"),
         ({"of": "dpm-solver++2m", "mode": "official_target"}, "official_input or paper"),
         ({"of": "dpm-solver++2m", "shift": "both"}, "use shift=input"),
         ({"of": Heun(), "shift": "both"}, "use shift=input"),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +23,10 @@ from scoreline.core.device import pick_device
 from scoreline.core.errors import ArtefactError, InputError, NonFiniteError, unknown_name
 from scoreline.core.files import atomic_path
 from scoreline.core.load import load
-from scoreline.core.noise import Noise
+from scoreline.core.noise import Draws, Noise
 from scoreline.core.sampler import Sampler
 from scoreline.data import from_uint8, load_images, picture_grid, to_uint8, write_png
+from scoreline.diffusion.latent import Latent
 from scoreline.evaluate.ledger import Ledger
 from scoreline.evaluate.masks import parse_mask
 from scoreline.evaluate.progress import progress
@@ -38,6 +39,22 @@ __all__ = ["TASKS", "edit"]
 
 TASKS = ("inpaint", "colourise", "classify", "interpolate")
 _STREAMS = 1 << 20  # samples that one image may have, each with noise of its own
+
+
+@dataclass(frozen=True)
+class _Setup:
+    """What all tasks need."""
+
+    model: Denoiser
+    count: int
+    sampler: Sampler
+    noise: Noise
+    place: torch.device
+
+    def draws(self, owners: Sequence[int], numbers: Sequence[int]) -> Draws:
+        """The noise of cells: sample k of an image, or class, is the same in any selection."""
+        indices = [owners[n // self.count] * _STREAMS + n % self.count for n in numbers]
+        return self.noise.at(indices, self.model.shape, device=self.place)
 
 
 @dataclass(frozen=True)
@@ -114,28 +131,30 @@ def edit(
             raise InputError(thing, value, "must be 1 or more")
     if count > _STREAMS:
         raise InputError("count", count, f"at most {_STREAMS}")
-    for thing, value, owner in (("mask", mask, "inpaint"), ("classifier", classifier, "classify")):
-        if value is not None and task != owner:
-            raise InputError(thing, value, f"belongs to --task {owner}")
+    for thing, given, owner in (("mask", mask, "inpaint"), ("classifier", classifier, "classify")):
+        if given is not None and task != owner:
+            raise InputError(thing, given, f"belongs to --task {owner}")
     bare = load(model_name)
     if len(bare.shape) != 3 or bare.shape[0] not in (1, 3):
         raise InputError("model", model_name, f"makes samples of shape {tuple(bare.shape)}, which are no pictures")
+    if any(isinstance(module, Latent) for module in bare.modules()):
+        raise InputError("model", model_name, "is one of latents, in which no pixel is known; give a model of pixels")
     place, noise = pick_device(device), Noise(noise_seed)
     model = bare.to(place)
     sampler = _sampler(task, spec, nfe, steps)
-    common = {"count": count, "sampler": sampler, "noise": noise, "place": place}
+    setup = _Setup(model, count, sampler, noise, place)
     if task == "classify":
-        built = _classify(model, labels, classifier or "digits-noisy-classifier", scale, **common)
+        built = _classify(setup, labels, classifier or "digits-noisy-classifier", scale)
         fingerprint = ""
     else:
-        model = _with_label(model, labels)
+        setup = replace(setup, model=_with_label(model, labels))
         shown, fingerprint = _images(data, split, images, tuple(bare.shape), grey=task == "colourise")
         if task == "inpaint":
-            built = _inpaint(model, shown, images, mask, **common)
+            built = _inpaint(setup, shown, images, mask)
         elif task == "colourise":
-            built = _colourise(model, shown, images, **common)
+            built = _colourise(setup, shown, images)
         else:
-            built = _interpolate(model, shown, images, batch_size=batch_size, **common)
+            built = _interpolate(setup, shown, images, batch_size)
 
     folder = Path(out)
     job = {
@@ -207,94 +226,80 @@ def _images(
     return part.batch(range(len(part))).image, part.fingerprint
 
 
-def _inpaint(
-    model: Denoiser, shown: Tensor, positions: Sequence[int], mask: str | None, *, count: int, sampler: Sampler,
-    noise: Noise, place: torch.device,
-) -> _Task:  # fmt: skip
+def _inpaint(setup: _Setup, shown: Tensor, positions: Sequence[int], mask: str | None) -> _Task:
     if mask is None:
         mend = "says what is known: left-half, box:LEFT,TOP,RIGHT,BOTTOM, hole:..., or a PNG, white where known"
         raise InputError("mask", None, mend)
     known = parse_mask(mask, *shown.shape[2:])
 
     def around(image: Tensor) -> Inpainting:
-        return Inpainting(sampler, image=image.to(place), mask=known)
+        return Inpainting(setup.sampler, image=image.to(setup.place), mask=known)
 
     def told(results: Tensor) -> dict[str, float]:
-        off = (results - shown.repeat_interleave(count, 0))[..., known]
+        off = (results - shown.repeat_interleave(setup.count, 0))[..., known]
         return {"largest change of a known pixel": float(off.abs().max()) if off.numel() else 0.0}
 
-    make = _sampled(model, around, shown, positions, count, noise, place)
+    make = _sampled(setup, around, shown, positions)
     # Grey of its own where nothing is known: the images' own black and white would look like part of them.
     given = {"original": shown, "known": torch.where(known, shown, torch.tensor(0.2))}
-    return _Task([f"image {i}" for i in positions], given, _numbered(count), make, {}, told)
+    return _Task([f"image {i}" for i in positions], given, _numbered(setup.count), make, {}, told)
 
 
-def _colourise(
-    model: Denoiser, shown: Tensor, positions: Sequence[int], *, count: int, sampler: Sampler, noise: Noise,
-    place: torch.device,
-) -> _Task:  # fmt: skip
+def _colourise(setup: _Setup, shown: Tensor, positions: Sequence[int]) -> _Task:
     grey = shown.mean(1, keepdim=True)
 
     def around(image: Tensor) -> Inpainting:
-        return colourisation(sampler, image.mean(1, keepdim=True).to(place))
+        return colourisation(setup.sampler, image.mean(1, keepdim=True).to(setup.place))
 
     def told(results: Tensor) -> dict[str, float]:
-        off = results.mean(1, keepdim=True) - grey.repeat_interleave(count, 0)
+        off = results.mean(1, keepdim=True) - grey.repeat_interleave(setup.count, 0)
         # Colours that leave [-1, 1] are cut, and the mean with them.
         return {"largest change of the grey image": float(off.abs().max())}
 
-    make = _sampled(model, around, shown, positions, count, noise, place)
+    make = _sampled(setup, around, shown, positions)
     given = {"original": shown, "grey": grey.expand(-1, 3, -1, -1)}
-    return _Task([f"image {i}" for i in positions], given, _numbered(count), make, {}, told)
+    return _Task([f"image {i}" for i in positions], given, _numbered(setup.count), make, {}, told)
 
 
 def _sampled(
-    model: Denoiser, around: Callable[[Tensor], Inpainting], shown: Tensor, positions: Sequence[int], count: int,
-    noise: Noise, place: torch.device,
-) -> Callable[[Sequence[int]], tuple[Tensor, float]]:  # fmt: skip
+    setup: _Setup, around: Callable[[Tensor], Inpainting], shown: Tensor, positions: Sequence[int]
+) -> Callable[[Sequence[int]], tuple[Tensor, float]]:
     """Samples of cells, each kept to its image; refuses what does not fit before any work."""
-    check_fit(around(shown[:1]), model)
+    check_fit(around(shown[:1]), setup.model)
 
     def make(numbers: Sequence[int]) -> tuple[Tensor, float]:
-        rows = [n // count for n in numbers]
-        draws = noise.at([positions[n // count] * _STREAMS + n % count for n in numbers], model.shape, device=place)
-        sample = around(shown[rows])(model, draws)
+        rows = [n // setup.count for n in numbers]
+        sample = around(shown[rows])(setup.model, setup.draws(positions, numbers))
         return sample.x, sample.nfe
 
     return make
 
 
-def _classify(
-    model: Denoiser, labels: str | None, classifier: str, scale: float, *, count: int, sampler: Sampler, noise: Noise,
-    place: torch.device,
-) -> _Task:  # fmt: skip
-    judge = load(classifier, kind="classifier").to(place)
-    guided = ClassifierGuided(model, judge, scale)
+def _classify(setup: _Setup, labels: str | None, classifier: str, scale: float) -> _Task:
+    judge = load(classifier, kind="classifier").to(setup.place)
+    guided = ClassifierGuided(setup.model, judge, scale)
     assert guided.num_classes is not None
     wanted = parse_labels(labels, guided.num_classes) or list(range(guided.num_classes))
     if guided.num_classes in wanted:
         raise InputError("labels", labels, "give the classes that are asked for, as 0,1,7")
-    check_fit(sampler, guided)
+    check_fit(setup.sampler, guided)
 
     def make(numbers: Sequence[int]) -> tuple[Tensor, float]:
-        asked = torch.tensor([wanted[n // count] for n in numbers], device=place)
-        draws = noise.at([wanted[n // count] * _STREAMS + n % count for n in numbers], model.shape, device=place)
-        sample = sampler(guided.given(Cond(labels=asked)), draws)
+        asked = torch.tensor([wanted[n // setup.count] for n in numbers], device=setup.place)
+        sample = setup.sampler(guided.given(Cond(labels=asked)), setup.draws(wanted, numbers))
         return sample.x, sample.nfe
 
     def told(results: Tensor) -> dict[str, float]:
         with torch.no_grad():
-            seen = judge(results.to(place)).argmax(1).cpu()
-        right = seen == torch.tensor(wanted).repeat_interleave(count)
+            seen = judge(results.to(setup.place)).argmax(1).cpu()
+        right = seen == torch.tensor(wanted).repeat_interleave(setup.count)
         return {"share in which the classifier sees its class": float(right.double().mean())}
 
-    return _Task([f"class {label}" for label in wanted], {}, _numbered(count), make, {}, told)
+    return _Task([f"class {label}" for label in wanted], {}, _numbered(setup.count), make, {}, told)
 
 
-def _interpolate(
-    model: Denoiser, shown: Tensor, positions: Sequence[int], *, count: int, sampler: Sampler, noise: Noise,
-    place: torch.device, batch_size: int,
-) -> _Task:  # fmt: skip
+def _interpolate(setup: _Setup, shown: Tensor, positions: Sequence[int], batch_size: int) -> _Task:
+    count, sampler = setup.count, setup.sampler
     if len(shown) % 2 or count < 2:
         raise InputError(
             "images", list(positions), "are joined in pairs: give an even number, and a count of 2 or more"
@@ -306,14 +311,14 @@ def _interpolate(
 
     def code(rows: list[int]) -> Tensor:
         if not codes:
-            codes.extend(encode(model, part.to(place), sampler) for part in shown.split(batch_size))
+            codes.extend(encode(setup.model, part.to(setup.place), sampler) for part in shown.split(batch_size))
         return torch.cat(codes)[rows]
 
     def make(numbers: Sequence[int]) -> tuple[Tensor, float]:
         rows = [n // count for n in numbers]
-        weight = torch.tensor([n % count / (count - 1) for n in numbers], dtype=torch.float64, device=place)
+        weight = torch.tensor([n % count / (count - 1) for n in numbers], dtype=torch.float64, device=setup.place)
         between = interpolate(code([2 * r for r in rows]), code([2 * r + 1 for r in rows]), weight)
-        return decode(model, between, sampler), float("nan")
+        return decode(setup.model, between, sampler), float("nan")
 
     def told(results: Tensor) -> dict[str, float]:
         ends = results.view(-1, count, *results.shape[1:])[:, [0, -1]].flatten(0, 1)

@@ -181,7 +181,7 @@ class NoisyClassifier(Classifier):
         """
         if t is None:
             x, t = self.preprocess(x), torch.zeros(len(x), device=x.device)
-        level = t.to(self.head.weight).clamp(self.schedule.t_min, self.schedule.t_max)
+        level = t.to(next(self.parameters())).clamp(self.schedule.t_min, self.schedule.t_max)
         scaled = x.flatten(1).to(level) * (level.square() + self.sigma_data**2).rsqrt()[:, None]
         e = F.silu(self.level(self.fourier(level.log() / 4)))
         h = self.input(scaled)

@@ -140,25 +140,25 @@ class TimeShift(Sampler):
         return f"{type(self).__name__}({', '.join(f'{k}={v!r}' for k, v in shown.items())})"
 
     @property
-    def half(self) -> int:
+    def reach(self) -> int:
         """Half the window."""
         return self.window if self.mode == "official_input" else self.window // 2
 
     def coefficients(self, schedule: Schedule, times: Any) -> Rows:
         table, base = Table.of(schedule, self.variance), self._inner.coefficients(schedule, times)
         steps, T = len(times) - 1, len(table.times)
-        centre = table.index(times[1:] if self.mode == "official_target" else times[:-1])
-        shifted = (centre > self.cutoff) & (np.arange(steps) > 0) & (self.half > 0)
+        centre = table.entry(times[1:] if self.mode == "official_target" else times[:-1])
+        shifted = (centre > self.cutoff) & (np.arange(steps) > 0) & (self.reach > 0)
         if self.shift == "input":
             return _Rows(times, base, table, shifted=shifted)
         low, high = np.zeros(steps), np.full(steps, T - 1.0)
         if self.stochastic:
             # A noisy step goes down: with the target above the source there is no posterior.
             if self.mode == "official_target":
-                high = np.maximum(table.index(times[:-1]) - 1, 0.0)
+                high = np.maximum(table.entry(times[:-1]) - 1, 0.0)
             else:
-                low = np.minimum(table.index(times[1:]) + 1, T - 1.0)
-        near = np.clip(centre[:, None] + np.arange(-self.half, self.half + 1.0), low[:, None], high[:, None])
+                low = np.minimum(table.entry(times[1:]) + 1, T - 1.0)
+        near = np.clip(centre[:, None] + np.arange(-self.reach, self.reach + 1.0), low[:, None], high[:, None])
         near = near.astype(np.int64)
         # The middle of the window is the grid's own time, not the entry of the table beside it.
         own = (times[1:] if self.mode == "official_target" else times[:-1])[:, None]
@@ -188,7 +188,7 @@ class TimeShift(Sampler):
         if not row.shifted:
             after = self._inner.step(denoiser, inner, row.base)
         elif self.shift == "input":
-            view = _ShiftedInput(denoiser, row.table, self.half, self.cutoff)
+            view = _ShiftedInput(denoiser, row.table, self.reach, self.cutoff)
             after = self._inner.step(view, inner, row.base)
             memory = view.chosen
         else:
@@ -257,17 +257,17 @@ class TimeShift(Sampler):
 class _ShiftedInput(View):
     """A denoiser that is asked at the shifted time; its noise estimate is taken for that of the time asked for."""
 
-    def __init__(self, inner: Denoiser, table: Table, half: int, cutoff: int) -> None:
+    def __init__(self, inner: Denoiser, table: Table, reach: int, cutoff: int) -> None:
         super().__init__(inner)
-        self.table, self.half, self.cutoff = table, half, cutoff
+        self.table, self.reach, self.cutoff = table, reach, cutoff
         self.chosen: Tensor | None = None
 
     def posterior(self, x: Tensor, t: Time, cond: Cond | None) -> Posterior:
-        centre, norm = self.table.index(t), _norm(self.schedule, t)
+        centre, norm = self.table.entry(t), _norm(self.schedule, t)
         if centre <= self.cutoff:
             return self.inner(x, t, cond)
         times, levels, norms = (torch.as_tensor(column, device=x.device) for column in self.table)
-        at = shift_times(state_variance(x) / norm**2, centre, levels, window=2 * self.half, cutoff=self.cutoff)
+        at = shift_times(state_variance(x) / norm**2, centre, levels, window=2 * self.reach, cutoff=self.cutoff)
         tau = torch.where(at == centre, t, times[at])
         ratio = torch.where(at == centre, 1.0, norms[at] / norm)
         post = self.inner(x * spread(ratio, x), tau, cond)
@@ -288,12 +288,16 @@ def _check_inner(inner: Sampler, mode: str, shift: str, one_step: bool) -> None:
     if isinstance(inner, TimeShift):
         raise InputError("of", name, "is shifted already; give the sampler inside it")
     if type(inner).__call__ is not Sampler.__call__:
-        raise InputError("of", name, "chooses its own times by its error, which jumps with a shifted one; use ddim")
+        mend = "makes a run of its own (adaptive times, or a sampler inside it), not single steps on a grid; use ddim"
+        raise InputError("of", name, mend)
     if isinstance(inner, PC) and inner.corrector_steps:
         mend = "its corrector brings the state to the grid's level by itself; shift a sampler without one"
         raise InputError("of", name, mend)
     if type(inner).calibrated is not Sampler.calibrated:
-        raise InputError("of", name, "rests on what was measured at the grid's times; shifted ones do not fit it")
+        mend = (
+            "holds a calibration made at the grid's times, or a sampler that may; shifted times do not fit it; use ddim"
+        )
+        raise InputError("of", name, mend)
     if mode == "official_target" and (shift == "input" or not one_step):
         mend = f"moves the target of a step, which {name} does not have on its own; use mode=official_input or paper"
         raise InputError("mode", mode, mend if not one_step else "shifts no input; leave shift out")

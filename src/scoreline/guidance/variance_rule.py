@@ -126,7 +126,7 @@ class Table(NamedTuple):
         total = signal + noise
         return cls(times, (noise + variance * signal) / total, np.sqrt(total))
 
-    def index(self, t: Any) -> Any:
+    def entry(self, t: Any) -> Any:
         """The nearest entry in time; -1 for the clean end and what lies below the table by more than its first step."""
         t = np.asarray(t, dtype=np.float64)
         right = np.searchsorted(self.times, t).clip(1, len(self.times) - 1)
