@@ -1,0 +1,80 @@
+"""The benchmark of solvers runs, finds the samplers by itself, and chooses on one noise what it reports on another."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from scoreline.core.names import names
+from scoreline.samplers.ddim import DDIM
+
+
+@pytest.fixture
+def bench(script):
+    """The script."""
+    return script("bench_solvers")
+
+
+def test_it_runs(bench, capsys, tmp_path):
+    file = tmp_path / "solvers.json"
+    result = bench.main(["--quick", "--json", str(file)])
+    out = capsys.readouterr().out
+    assert json.loads(file.read_text())["models"].keys() == {"digits", "mixture"}
+    for name, summary in result["models"].items():
+        assert summary["ours"].keys() == set(bench.QUICK)
+        assert summary["theirs"].keys() == {"DDIM", "UniPC(2)"}
+        row = summary["ratios"][5]
+        assert f"{name} at 5: ours {row['ours']}, theirs {row['theirs']}, ratio {row['ratio']:.2f} (aim 0.7)" in out
+        # The same method at the same levels from the same noise: the two libraries agree.
+        ours, theirs = summary["ours"]["ddim"][8], summary["theirs"]["DDIM"][8]
+        assert ours["rmse"] == pytest.approx(theirs["rmse"], rel=0.02)
+        assert ours["grid"] == theirs["grid"]
+        assert summary["ours"]["heun"][8]["nfe"] == 7
+        low, high = ours["interval"]
+        assert low <= ours["frechet"] <= high
+        assert 0 < summary["ours"]["dpm-solver++2m"][8]["rmse"] < ours["rmse"]
+
+
+def test_every_deterministic_sampler_takes_part(bench):
+    arms, left = bench.ours(quick=False)
+    assert {"ddim", "euler", "heun", "dpm-solver++2m", "dpm-solver++3m"} <= arms.keys()
+    assert {"ddpm", "ancestral"} <= left.keys()
+    assert {spec.partition(":")[0] for spec in [*arms, *left]} == set(names("sampler"))
+    assert not [spec for spec in bench.VARIANTS if spec in left], "a variant that does not exist any more"
+
+
+def test_the_grid_is_chosen_on_the_other_noise(bench):
+    """A sampler that is good on grid `time` with the images of noise A only: `time` is taken, and B tells the truth."""
+    subject = bench.mixture()
+
+    class Lucky(DDIM):
+        def __call__(self, denoiser, noise, **more):
+            sample = super().__call__(denoiser, noise, **more)
+            if noise.seed == bench.SEED_A and self.grid == "time":
+                exact = bench.converged_sampler(denoiser)(denoiser, noise)
+                sample.x = exact.x.to(sample.x)
+            return sample
+
+    found = bench.measure(
+        subject, {"lucky": lambda nfe, grid: Lucky(nfe=nfe, grid=grid)}, [5], (3, 24), lambda *a: None
+    )
+    row = found["lucky"][5]
+    assert row["grid"] == "time"
+    assert row["chosen_on"]["time"] < 1e-2 < row["rmse"]
+    assert set(row["chosen_on"]) == set(subject.grids)
+
+
+def test_what_cannot_run_is_said(bench):
+    arms = {"2m": lambda nfe, grid: bench.make_sampler(f"dpm-solver++2m:grid={grid}", nfe=nfe)}
+    found = bench.measure(bench.mixture(), arms, [2], (2, 20), lambda *a: None)
+    assert "at least 3" in found["2m"][2]["reason"]
+    assert bench.best(found, 2) is None
+
+
+def test_the_same_noise_for_everybody(bench):
+    subject = bench.mixture()
+    a, _ = subject.images(DDIM(steps=3), 1, 4)
+    b, _ = subject.images(DDIM(steps=3), 1, 2)
+    assert torch.allclose(a[:2], b, atol=1e-5)
