@@ -26,6 +26,7 @@ from torch import Tensor
 from scoreline.claims.engine import BUDGET, Claim, Memo, Numbers, Part, settle
 from scoreline.core.noise import Draws, Noise, derive
 from scoreline.core.sampler import Sampler
+from scoreline.core.schedule import Schedule
 from scoreline.data import load_images
 from scoreline.diffusion.closed_form import Empirical
 from scoreline.diffusion.grids import power_t
@@ -71,7 +72,7 @@ ARMS: dict[str, Sampler] = {
 STAGES = {"rhork 2heun": 2, "rhork 4rk": 4}
 
 
-def paper_grid(schedule: VP, steps: int) -> np.ndarray:
+def paper_grid(schedule: Schedule, steps: int) -> np.ndarray:
     """N + 1 times from 1 to 1e-3, even in the square root of t: N evaluations."""
     return np.append(power_t(schedule, steps), schedule.t_min)
 

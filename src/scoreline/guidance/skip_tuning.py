@@ -286,7 +286,7 @@ def denoising_losses(
         images: (B, *shape) clean images x_0.
         t: noise level.
         noise: (B, *shape) standard normal.
-        encoder: phi; None leaves the second loss out.
+        encoder: phi, which sees D kept in [-1, 1]; None leaves the second loss out.
         cond: conditions.
 
     Reference: Ma et al. 2024, section 4: skip-tuning raises the first and lowers the second.
@@ -295,4 +295,4 @@ def denoising_losses(
     pixel = float((mean - images).square().mean())
     if encoder is None:
         return pixel, None
-    return pixel, float((encoder.features(mean) - encoder.features(images)).square().mean())
+    return pixel, float((encoder.features(mean.clamp(-1, 1)) - encoder.features(images)).square().mean())
