@@ -42,7 +42,8 @@ def run(
             orders and predictions of a multistep solver (USF); skips: the scale of the skip joints (Skip-Tuning).
         nfe: network evaluations an image that a run may cost, guidance counted.
         out: folder for plan, results and picture; run again, the same command goes on where it stopped.
-        evaluations: candidates that are scored, by the search and by the random search beside it each.
+        evaluations: candidates that are scored, by the search and by the random search beside it each; for skips all
+            of a fixed list are.
         workers: 1 for this process, a number of processes, ray, or ray:ADDRESS.
         metric: fd: Frechet distance of features; kid: kernel distance; rmse: distance of each image to the converged
             ODE at the same noise.
@@ -50,7 +51,7 @@ def run(
         layers: for steps, also search which layers of the network to leave out; what is saved buys more levels.
         max_prune: largest share of layers left out at a level.
         cost: what the budget is counted in, with --layers: layers executed, MACs, or seconds as measured here.
-        variant: operators as in the paper, or as in the released code.
+        variant: the search as in the paper, or as in the released code; for steps and solver.
         count: images a candidate.
         report_count: images a seed of what is reported.
         report_seeds: seeds of what is reported, separated by commas or as a range 0:3.
@@ -63,9 +64,14 @@ def run(
         features: feature network; auto takes digits for 8x8 grey images and inception-2015 elsewhere.
     """
     from scoreline.cli.compare import numbers
+    from scoreline.core.errors import InputError
     from scoreline.search.workflow import Workflow
 
-    _only_for(space, "steps", layers=layers, variant=variant != "paper", cost=cost != "layers")
+    _only_for(space, "steps", layers=layers, cost=cost != "layers")
+    _only_for(space, "steps or solver", variant=variant != "paper")
+    _only_for(space, "steps or skips", sampler=sampler != "ddim")
+    if space == "skips" and noise == "fresh":
+        raise InputError("--noise", noise, "is for --space steps or solver")
     _only_for("layers" if layers else "steps alone", "layers", cost=cost != "layers", max_prune=max_prune != 0.1)
     workflow = Workflow(
         model, out, evaluations=evaluations, workers=workers, metric=metric, data=data, features=features, count=count,
@@ -83,14 +89,43 @@ def run(
     return {"space": space, **results}
 
 
-def _searched(space: str, workflow: Any, *, nfe: int, sampler: str, command: str, **steps: Any) -> dict[str, Any]:
-    from scoreline.core.errors import InputError
-
+def _searched(
+    space: str, workflow: Any, *, nfe: int, sampler: str, variant: str, command: str, **steps: Any
+) -> dict[str, Any]:
     if space == "steps":
         from scoreline.search.steps import search_steps
 
-        return search_steps(workflow, nfe=nfe, of=sampler, command=command, **steps)
-    raise InputError("space", space, "is not there yet in this version; use steps")
+        return search_steps(workflow, nfe=nfe, of=sampler, variant=variant, command=command, **steps)
+    if space == "solver":
+        from scoreline.search.solvers import search_solvers
+
+        return search_solvers(workflow, nfe=nfe, variant=variant, command=command)
+    return _skips(workflow, nfe, sampler)
+
+
+def _skips(workflow: Any, nfe: int, sampler: str) -> dict[str, Any]:
+    """The sweep over the scales of skip joints, in the form of the other searches."""
+    import shlex
+
+    from scoreline.search.skip_sweep import skip_sweep
+
+    one = workflow.objective
+    found = skip_sweep(
+        one.model, of=sampler, nfe=nfe, metric=one.metric, data=one.data, split=one.split, features=one.features,
+        count=one.count, noise_seed=one.noise_seed, report_seeds=workflow.report_seeds,
+        report_count=workflow.report_count, guidance=one.guidance, clip=one.clip, labels=one.labels,
+        out=workflow.folder, workers=workflow.workers, quiet=workflow.quiet,
+    )  # fmt: skip
+    tuned = ", ".join(f"{name} {value:g}" for name, value in found["chosen"].items())
+    rows = [{"name": "untuned", **found["report"]["plain"], "genotype": {}}]
+    if found["gain"] != 0:
+        rows.append({"name": f"skip-tuning, {tuned}", **found["report"]["chosen"], "genotype": found["chosen"]})
+    use = ["scoreline", "sample", str(one.model), "--sampler", found["sampler"], "--nfe", str(nfe), "--out", "images"]
+    use += (["--clip"] if one.clip else []) + ([f"--guidance={one.guidance:g}"] if one.guidance is not None else [])
+    return {
+        "model": found["model"], "settings": workflow.settings(), "rows": rows, "candidates": found["candidates"],
+        "files": [str(workflow.folder / "skips.json")], "use": shlex.join(use),
+    }  # fmt: skip
 
 
 def _only_for(chosen: str, wanted: str, **given: bool) -> None:
@@ -98,10 +133,9 @@ def _only_for(chosen: str, wanted: str, **given: bool) -> None:
     from scoreline.core.errors import InputError
 
     for name, used in given.items():
-        if used and chosen != wanted:
-            option = f"--{name.replace('_', '-')}"
-            where = f"--space {wanted}" if wanted == "steps" else f"--{wanted}"
-            raise InputError(option, None, f"is for {where}")
+        if used and chosen not in wanted.split(" or "):
+            where = "--layers" if wanted == "layers" else f"--space {wanted}"
+            raise InputError(f"--{name.replace('_', '-')}", None, f"is for {where}")
 
 
 def show(results: dict[str, Any]) -> None:
@@ -119,7 +153,7 @@ def show(results: dict[str, Any]) -> None:
     table.add_column("how")
     for name in (settings["metric"], "evaluations", "MACs/image", "time/image"):
         table.add_column(Text(name), justify="right", no_wrap=True)
-    table.add_column(Text("levels (with layers left out)"))
+    table.add_column(Text("levels" + (" (layers left out)" if settings.get("max_prune") else "")))
     for row in rows:
         value = Text(human_number(row["mean"]), style="bold green" if row is best else "")
         value.append(f" [{human_number(row['low'])}, {human_number(row['high'])}]", style="not bold dim")
@@ -136,9 +170,12 @@ def show(results: dict[str, Any]) -> None:
 
 
 def _plan_text(row: dict[str, Any]) -> str:
+    from scoreline.report.numbers import human_number
+
     genotype = row.get("genotype", {})
-    if "steps" not in genotype:
-        return ""
+    if not isinstance(genotype.get("steps", [{}])[0], int):
+        # The plan of a solver is too long for a line; its times say where it stops.
+        return " ".join(human_number(t, 3) for t in genotype.get("times", []))
     drop = genotype.get("drop") or [[]] * len(genotype["steps"])
     shown = [f"{step}" + (f" (-{len(out)})" if out else "") for step, out in zip(genotype["steps"], drop)]
     return " ".join(shown[::-1])
