@@ -156,7 +156,15 @@ SYSTEMS = (
     ),
     System("23", "DiffFit", "difffit", "2304.06648", 9, "scoreline.adapt.difffit"),
     System("24", "FP8 versus INT8", "fp8-int8", "2303.17951", 10, "scoreline.adapt.quantize"),
-    System("25", "DPM-Solver-v3", "dpm-solver-v3", "2310.13268", 10, "scoreline.samplers.dpm_solver_v3"),
+    System(
+        "25",
+        "DPM-Solver-v3",
+        "dpm-solver-v3",
+        "2310.13268",
+        10,
+        "scoreline.samplers.dpm_solver_v3",
+        ("scoreline.samplers.model_statistics", "scoreline.samplers.statistics_estimation"),
+    ),
     System(
         "26",
         "Time-Shift Sampler",
