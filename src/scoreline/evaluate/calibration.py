@@ -120,12 +120,10 @@ def _source(model: Denoiser, data: str | None, split: str | None) -> tuple[str, 
     if data is None:
         if not card.get("data"):
             raise InputError("data", None, "the model's card names none; give --data, or --data samples for its own")
-        return str(card["data"]), split or card.get("split")
+        data, split = str(card["data"]), split or card.get("split")
     if data == "samples" and split is not None:
         raise InputError("split", split, "the model's own samples have no splits")
-    if data == "digits" and split is None:
-        split = "train"
-    return data, split
+    return data, "train" if data == "digits" and split is None else split
 
 
 @torch.no_grad()
