@@ -223,7 +223,7 @@ def main(
     chosen = options(made, argv)
     budgets = [5] if chosen.quick else [int(text) for text in chosen.nfe.split(",")]
     counts = (2, 12) if chosen.quick else (max(chosen.images // 5, 2), chosen.images)
-    subjects = ["digits", "mixture"] if chosen.quick else chosen.models.split(",")
+    subjects = ["mixture"] if chosen.quick else chosen.models.split(",")
     mine, left = ours(chosen.quick)
     sides = {"ours": mine, "theirs": peers(chosen.quick)}
     sides["apart"] = {spec: _ours(spec) for spec in chosen.also.split(",") if spec}
