@@ -99,14 +99,17 @@ def test_unet_training_pass_reaches_every_parameter(bench):
     assert all(p.grad is not None and p.grad.abs().max() > 0 for p in net.parameters())
 
 
-@pytest.mark.parametrize("name", ["ddim", "dpm-solver++2m"])
+@pytest.mark.parametrize("name", ["ddim", "dpm-solver++2m", "deis", "unipc"])
 def test_sampler_side_does_what_the_sampler_does(bench, name):
     steps = bench("bench_sampler_step")
     x, out = torch.randn(2, 3, 4, 4), torch.randn(2, 3, 4, 4)
     net = steps.Ready(out)
     side = steps.our_side(name, net, x, 6)
     denoiser = steps.Preconditioned(net, steps.Discrete(), kind="eps")
-    whole = steps.SAMPLERS[name](steps=6)(denoiser, steps.Noise(0).at(range(2), (3, 4, 4)), x=x)
+    sampler = steps.SAMPLERS[name](steps=6)
+    times = sampler.times(denoiser.schedule)
+    times[-1] = steps.ENDS.get(name, -1.0)
+    whole = sampler(denoiser, steps.Noise(0).at(range(2), (3, 4, 4)), times=times, x=x)
     assert torch.equal(side.run(side.prepare()), whole.x)
 
 

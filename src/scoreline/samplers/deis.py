@@ -245,9 +245,9 @@ class DEIS(Sampler):
             return state._replace(x=self._runge_kutta(denoiser, state.x, row))
         post = denoiser(state.x, row.t)
         x = post.combine(row.a, row.b, row.c)
-        for eps, name in zip(state.memory, ("c1", "c2", "c3")):
-            # The first sum may be the network's own output and is not written to.
-            x = x.add(eps, alpha=getattr(row, name))
+        for j, eps in enumerate(state.memory, 1):
+            # What comes first may be the network's own output and is not written to.
+            x = (x.add if j == 1 else x.add_)(eps, alpha=getattr(row, f"c{j}"))
         memory = (post.eps, *state.memory)[: self.degree] if row.more else ()
         return State(x, state.noise, memory)
 

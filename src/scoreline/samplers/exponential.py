@@ -33,6 +33,8 @@ ADAMS_BASHFORTH = (
 )
 
 _SERIES = 2.0  # |z| below which the Taylor series is used; the recursion loses digits there
+_TERMS = 26
+_LARGEST = 709.0  # e^z overflows above
 
 
 class LeastSteps:
@@ -60,19 +62,27 @@ def phi(k: int, z: Any) -> Any:
     """
     if k < 0:
         raise InputError("k", k, "phi functions are numbered from 0")
-    at = np.asarray(z, dtype=np.float64)
-    small = np.abs(at) < _SERIES
-    # Both branches see every element; what does not belong to a branch is replaced by a harmless number.
-    near, far = np.where(small, at, 0.0), np.where(small | np.isinf(at), 1.0, at)
-    series = np.zeros_like(near)
-    for n in range(30, -1, -1):
-        series = series * near + 1.0 / math.factorial(n + k)
-    value = np.exp(np.minimum(far, 709.0)) if k == 0 else np.expm1(np.minimum(far, 709.0)) / far
+    if isinstance(z, np.ndarray):
+        return np.array([_phi(k, float(v)) for v in z.ravel()]).reshape(z.shape)
+    return _phi(k, float(z))
+
+
+def _phi(k: int, z: float) -> float:
+    if math.isnan(z) or z == math.inf:
+        return z
+    if z == -math.inf:
+        return 0.0
+    if abs(z) < _SERIES:
+        value = 0.0
+        for n in range(_TERMS, -1, -1):
+            value = value * z + 1.0 / math.factorial(n + k)
+        return value
+    if z > _LARGEST:
+        return math.inf
+    value = math.exp(z) if k == 0 else math.expm1(z) / z
     for j in range(1, k):
-        value = (value - 1.0 / math.factorial(j)) / far
-    value = np.where(small, series, np.where(np.isinf(at), np.where(at < 0, 0.0, np.inf), value))
-    value = np.where(np.isnan(at), np.nan, value)
-    return value if isinstance(z, np.ndarray) else float(value)
+        value = (value - 1.0 / math.factorial(j)) / z
+    return value
 
 
 def lagrange(nodes: Sequence[float] | np.ndarray, at: Any) -> np.ndarray:

@@ -173,8 +173,8 @@ class UniPC(Sampler):
         post = denoiser(state.x, row.t)
         x = post.combine(row.x, row.m, row.e)
         for k, value in enumerate(state.memory, 1):
-            if weight := getattr(row, f"w{k}"):
-                x = x.add(value, alpha=weight)
+            # What comes first may be the network's own output and is not written to.
+            x = (x.add if k == 1 else x.add_)(value, alpha=getattr(row, f"w{k}"))
         if not row.more or not self._depth:
             return State(x, state.noise, ())
         value = post.mean if self.prediction == "data" else post.eps
