@@ -15,7 +15,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from statistics import median
-from typing import Any
 
 from scoreline.claims.engine import BUDGET, Claim, Memo, Numbers, Part, settle
 from scoreline.core.noise import derive
@@ -37,7 +36,7 @@ SEARCHED = ("random", "evolution")
 GAIN = 0.15
 
 # Population and generations of the plan; the shares of children are the paper's.
-SIZES = {"population": 15, "parents": 3, "mutants": 7, "crossovers": 4, "generations": 5}
+POPULATION, PARENTS, MUTANTS, CROSSOVERS, GENERATIONS = 15, 3, 7, 4, 5
 EVALUATIONS = {"laptop": 75, "smoke": 16}
 SAMPLES = {"laptop": 300, "smoke": 70}
 REPORTED = {"laptop": (1000, 3), "smoke": (70, 1)}
@@ -76,11 +75,12 @@ class AutoDiffusion(Claim):
         else:
             space, evaluations = Space.of_steps(1000, steps), EVALUATIONS[scale]
             draws = derive(seed, "autodiffusion", where, how)
-            searcher: Any = (
-                Evolution(space, evaluations=evaluations, seed=draws, **SIZES)
-                if how == "evolution"
-                else RandomSearch(space, evaluations=evaluations, seed=draws)
-            )
+            searcher: Evolution | RandomSearch = RandomSearch(space, evaluations=evaluations, seed=draws)
+            if how == "evolution":
+                searcher = Evolution(
+                    space, population=POPULATION, parents=PARENTS, mutants=MUTANTS, crossovers=CROSSOVERS,
+                    generations=GENERATIONS, evaluations=evaluations, seed=draws,
+                )  # fmt: skip
             done = search(searcher, objective)
             spent = float(sum(row["result"]["nfe"] for row in done)) * SAMPLES[scale]
             seen, best = searcher.top[0]

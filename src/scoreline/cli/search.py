@@ -13,7 +13,7 @@ def run(
     space: Literal["steps", "solver", "skips"] = "steps",
     nfe: int = 10,
     out: str = "search",
-    evaluations: int = 500,
+    evaluations: int = 200,
     workers: str = "1",
     metric: Literal["fd", "kid", "rmse"] = "fd",
     sampler: str = "ddim",
