@@ -66,6 +66,7 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
         {"predictor": "ancestral", "corrector": "annealed"},
         {"predictor": "euler-maruyama", "corrector_steps": 0},
     ],
+    "planned": [{"of": "dpm-solver++2m"}],
     "time-shift": [
         {"of": "ddpm", "cutoff": 0, "window": 200},
         {"of": "dpm-solver++2m", "cutoff": 0},
