@@ -58,6 +58,22 @@ def test_one_image_takes_scipys_steps(ends: tuple[float, float], rtol: float) ->
         assert np.abs(mine.y[0].numpy() - theirs.y[:, -1]).max() < 1e-12
 
 
+@pytest.mark.parametrize("ends", [(0.0, 2.0), (2.0, 0.0)])
+def test_after_a_rejected_step_the_next_one_does_not_grow(ends: tuple[float, float]) -> None:
+    """Kicks in the middle of a quiet stretch: SciPy's own steps through them, refusals and all."""
+
+    def kicked(t: Any, y: Any, exp: Any) -> Any:
+        return -y + 40 * exp(-(((t - 0.7) / 0.02) ** 2)) + 5 * exp(-(((t - 1.5) / 0.1) ** 2))
+
+    theirs = solve_ivp(lambda t, y: kicked(t, y, np.exp), ends, [0.3], method="RK45", rtol=1e-4, atol=1e-4)
+    y = torch.tensor([[0.3]], dtype=torch.float64)
+    mine = integrate(lambda y, t, rows: kicked(t[:, None], y, torch.exp), y, *ends, rtol=1e-4, atol=1e-4)
+    attempts = (theirs.nfev - 2) // 6
+    assert attempts > len(theirs.t) - 1 + 3, "the case must hold refused steps"
+    assert mine.evaluations.tolist() == [theirs.nfev]
+    assert abs(float(mine.y) - theirs.y[0, -1]) < 1e-10
+
+
 @pytest.mark.parametrize("compact", [True, False])
 def test_an_image_does_not_depend_on_its_neighbours(compact: bool) -> None:
     together = integrate(slope, START, 0.0, 3.0, rtol=1e-6, atol=1e-6, compact=compact)

@@ -48,6 +48,17 @@ def test_bits_a_dimension_of_a_mixture_are_the_closed_form(name: str) -> None:
     assert found.latents.square().mean() < 4
 
 
+@pytest.mark.parametrize("name", ["vp", "ve", "subvp", "flow"])
+def test_a_later_start_gives_the_density_of_the_image_at_that_noise(name: str) -> None:
+    """p(x) = alpha^D p_t(alpha x): every factor of alpha and r counts here."""
+    model, x = mixture(name), some()
+    t = float(model.schedule.time(0.5))
+    alpha = float(model.schedule.alpha(t))
+    true = model.log_density(alpha * x, t) + 3 * math.log(alpha)
+    found = log_likelihood(model, x, divergence="exact", t=t).log_p
+    assert bits_per_dim(found - true, 3).abs().max() < 0.01
+
+
 @pytest.mark.check(system=15, number=5)
 @every_schedule
 def test_rademacher_is_exact_for_an_isotropic_gaussian_and_gaussian_probes_are_not(name: str) -> None:
