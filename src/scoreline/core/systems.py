@@ -92,7 +92,12 @@ SYSTEMS = (
         "2209.14593",
         9,
         "scoreline.samplers.denoising_mcmc",
-        ("scoreline.samplers.chains", "scoreline.samplers.level_prediction", "scoreline.nn.level_classifier"),
+        (
+            "scoreline.samplers.chains",
+            "scoreline.samplers.chain_runs",
+            "scoreline.samplers.level_prediction",
+            "scoreline.nn.level_classifier",
+        ),
     ),
     System(
         "09",

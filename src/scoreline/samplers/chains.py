@@ -35,6 +35,8 @@ def kar2() -> Heun:
 class Settings(Protocol):
     """What chains take from their sampler; see :class:`scoreline.samplers.denoising_mcmc.DenoisingMCMC`."""
 
+    chains: int
+    emissions: int
     eta: float
     rule: str
     metropolis: bool

@@ -13,7 +13,7 @@ The paper's settings are those of data in [0, 1]; here, at this edge, they are t
 
 Image i of C chains is emission i // C of chain i mod C. A chain makes `emissions` images and is then begun anew, so
 that every image is a function of (seed, index) whatever the batch, no chain creeps upwards for ever, and the start-up
-is shared by a known number of images. A call runs each chain that it needs once, from its beginning.
+is shared by a known number of images (:mod:`scoreline.samplers.chain_runs`).
 """
 
 from __future__ import annotations
@@ -26,10 +26,9 @@ from typing import Any, Self
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from scoreline.core.artefact import recorded
-from scoreline.core.cond import Cond
 from scoreline.core.cost import Counted
 from scoreline.core.denoiser import Denoiser
 from scoreline.core.errors import InputError, unknown_name
@@ -38,7 +37,8 @@ from scoreline.core.noise import Draws
 from scoreline.core.sampler import Rows, Sample, Sampler, State
 from scoreline.core.schedule import Schedule, spread
 from scoreline.samplers.calibrations import find
-from scoreline.samplers.chains import Chains, Places, kar2
+from scoreline.samplers.chain_runs import Kept, emitted
+from scoreline.samplers.chains import Places, kar2
 from scoreline.samplers.heun import Heun
 from scoreline.samplers.level_prediction import exact_levels, largest_level
 
@@ -198,6 +198,7 @@ class DenoisingMCMC(Sampler):
             raise InputError("tweedie", tweedie, "is a noise level, or 0 for no such step")
         self._integrator = integrator(of)
         self._predictor: Any = None
+        self._kept = Kept()
         self.of, self.eta, self.n_skip, self.chains, self.emissions = of, eta, n_skip, chains, emissions
         self.rule, self.metropolis, self.tweedie, self.start_steps = rule, metropolis, tweedie, start_steps
         self.burn_in, self.burn_eta, self.settle, self.classifier = burn_in, burn_eta, settle, classifier
@@ -224,12 +225,15 @@ class DenoisingMCMC(Sampler):
         if self._predictor is not None:
             return self
         predictor = None if self.classifier else exact_levels(denoiser)
-        return self.holding(predictor or find("denoising-mcmc", denoiser, self.classifier))
+        ready = self.holding(predictor or find("denoising-mcmc", denoiser, self.classifier))
+        ready._kept = self._kept
+        return ready
 
     def holding(self, predictor: Any) -> Self:
         """A copy with this predictor of levels: called as predictor(y, cond), with a `table` of levels."""
         ready = copy.copy(self)
         ready._predictor = predictor
+        ready._kept = Kept()
         return ready
 
     # --- the integrator's arithmetic ---
@@ -279,7 +283,7 @@ class DenoisingMCMC(Sampler):
 
     def _run(self, denoiser: Denoiser, noise: Draws, steps: int, trajectory: bool) -> ChainSample:
         places = Places(self._predictor.table, denoiser.schedule, noise.device)
-        y, at, cost = self._emitted(denoiser, noise, places, steps)
+        y, at, cost = emitted(denoiser, noise, self._predictor, places, self, self.sweeps(steps), self._kept)
         schedule, counted = denoiser.schedule, Counted(denoiser)
         levels = places.levels[at]
         times = levels_from(levels, self._low(schedule), steps, self.grid or "karras", schedule)
@@ -302,67 +306,9 @@ class DenoisingMCMC(Sampler):
             startup=startup, sweeps=sweeps, spent=spent, levels=levels,
         )  # fmt: skip
 
-    def _emitted(
-        self, denoiser: Denoiser, noise: Draws, places: Places, steps: int
-    ) -> tuple[Tensor, Tensor, SimpleNamespace]:
-        """For each image its chain's emission: y (B, ...), its place in the table (B,), and what the chains cost."""
-        cond = bound(denoiser)
-        turn = noise.indices // self.chains
-        numbers = turn // self.emissions * self.chains + noise.indices % self.chains
-        emission = turn % self.emissions
-        # A lane is a chain under one condition.
-        lanes: dict[tuple[int, bytes], list[int]] = {}
-        marks = _marks(cond, len(noise))
-        for row, number in enumerate(numbers.tolist()):
-            lanes.setdefault((number, marks[row]), []).append(row)
-        rows = list(lanes.values())
-        need = [int(emission[r].max()) for r in rows]
-        first = [r[0] for r in rows]
-        predictor = _on(self._predictor, noise.device)
-        chains = Chains(denoiser, cond, first, numbers[first], noise, self, predictor, places)
-        chains.start()
-        startup = chains.nfe
-        total = startup * len(rows)
-        y, at = torch.empty_like(noise.normal()), torch.zeros(len(noise), dtype=torch.long, device=noise.device)
-        block = 0.0
-        for e in range(max(need) + 1):
-            kept = [lane for lane in range(len(rows)) if need[lane] >= e]
-            chains.keep(kept)
-            before = chains.nfe
-            emitted, place = chains.emit(self.sweeps(steps))
-            block = chains.nfe - before
-            total += block * len(kept)
-            into = [(row, position) for position, lane in enumerate(kept) for row in rows[lane] if emission[row] == e]
-            if into:
-                to, source = torch.tensor(into, device=noise.device).T
-                y[to], at[to] = emitted[source], place[source]
-        return y, at, SimpleNamespace(startup=startup, block=block, total=total)
-
 
 def tweedie(denoiser: Denoiser, y: Tensor, level: float) -> Tensor:
     """y + e^2 score(y, e) = E[x_0 | y at level e], e = sigma/alpha, not below the model's own lowest level."""
     schedule = denoiser.schedule
     t = float(schedule.snap(max(float(schedule.time(-math.log(level))), schedule.t_min)))
     return denoiser(y * schedule.alpha(t), t).mean
-
-
-def bound(denoiser: Denoiser) -> Cond | None:
-    """The conditions of the batch, whether bound to the model itself or to one inside a view."""
-    inner: Any = denoiser
-    while inner is not None and inner._given is None:
-        inner = getattr(inner, "inner", None)
-    return None if inner is None else inner._given
-
-
-def _on(predictor: Any, device: torch.device) -> Any:
-    """The predictor on a device; one that is shared with other runs stays where it is."""
-    tensors = (*predictor.parameters(), *predictor.buffers()) if isinstance(predictor, nn.Module) else ()
-    return copy.deepcopy(predictor).to(device) if any(t.device != device for t in tensors) else predictor
-
-
-def _marks(cond: Cond | None, count: int) -> list[bytes]:
-    """What tells the conditions of one image from another's."""
-    if cond is None:
-        return [b""] * count
-    columns = [value.detach().cpu().numpy() for _, value in cond.items()]
-    return [b"".join(column[i].tobytes() for column in columns) for i in range(count)]
