@@ -89,7 +89,7 @@ def test_arms_use_three_sets_of_noise(monkeypatch: pytest.MonkeyPatch) -> None:
     assert run["train_rmse"] is not None
     assert evolution["train_rmse"] <= run["train_rmse"]
     assert evolution[REACHED] is not None
-    noises = {name: memo(name, lambda: None).draws for name in ("train", "choice", "report")}
+    noises = {name: memo(name, lambda: ToFineSolution(0, 1, 10)).draws for name in ("train", "choice", "report")}
     assert len({draws.seed for draws in noises.values()}) == 3
     assert [len(draws) for draws in noises.values()] == [4, 6, 6]
     # Another process, without the memory of the evolution, says the same.

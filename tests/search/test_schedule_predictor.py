@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -45,7 +46,7 @@ def test_every_decision_is_seen() -> None:
     space = SolverSpace(schedule, (5,))
     plan = next(p for p in (space.random(5, rng) for _ in range(100)) if p.steps[2].order == 3 and p.afs is None)
     step = plan.steps[2]
-    changes = [
+    changes: list[dict[str, Any]] = [
         {"prediction": "ems"}, {"scaling": "unipc-bh1"}, {"scaling": "linear", "linear": 0.4},
         {"corrector": None if step.corrector else "pseudo"}, {"points": ((-2,), (-2, -3))},
         {"points": ((-2, -3), (-2, -3))},

@@ -19,7 +19,7 @@ from scoreline.search.workflow import Workflow
 
 
 def workflow(folder: Path, **settings: Any) -> Workflow:
-    given = {
+    given: dict[str, Any] = {
         "evaluations": 6,
         "metric": "fd",
         "features": "pixels",

@@ -15,10 +15,11 @@ The rule, from the plan of this claim:
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from statistics import mean
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -106,7 +107,7 @@ class USFClaim(Claim):
     statement = "A searched schedule of solvers beats every uniform solver under 10 evaluations."
     arms = ARMS
     seeds = (0, 1, 2, 3, 4)
-    seconds: ClassVar[dict[str, float]] = {"laptop": 60.0, "smoke": 8.0}
+    seconds: Mapping[str, float] = {"laptop": 60.0, "smoke": 8.0}
     shrunk = (
         "an exact mixture of three Gaussians in 12 dimensions in place of trained networks on images",
         "the distance to a fine solution in place of the Frechet distance of 1000 images, 250 evaluations a search",

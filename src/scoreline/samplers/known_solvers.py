@@ -62,7 +62,7 @@ KNOWN: dict[str, Solver] = {
 }
 
 
-def known_solver(name: str, lam: Sequence[float], *, variant: str = "paper") -> tuple[Step, ...]:
+def known_solver(name: str, lam: Sequence[float] | np.ndarray, *, variant: str = "paper") -> tuple[Step, ...]:
     """The decisions of a published solver, one a step.
 
     Args:
@@ -83,7 +83,7 @@ def known_solver(name: str, lam: Sequence[float], *, variant: str = "paper") -> 
     return uniform(solver, lam)
 
 
-def uniform(solver: Solver, lam: Sequence[float]) -> tuple[Step, ...]:
+def uniform(solver: Solver, lam: Sequence[float] | np.ndarray) -> tuple[Step, ...]:
     """The decisions of a solver that does the same at every step.
 
     The order of step i is at most i + 1. Steps to the clean end, where h is infinite, and steps from a level without
@@ -125,7 +125,7 @@ def uniform(solver: Solver, lam: Sequence[float]) -> tuple[Step, ...]:
     return tuple(steps)
 
 
-def singlestep_groups(count: int, size: int, finite: Sequence[bool]) -> list[int]:
+def singlestep_groups(count: int, size: int, finite: Sequence[bool] | np.ndarray) -> list[int]:
     """How `count` steps are put into groups of `size`: the steps with an infinite h alone, what is left over last.
 
     Args:

@@ -22,6 +22,8 @@ from scoreline.samplers.exponential import difference_weights, phi, taylor_weigh
 from scoreline.samplers.model_statistics import ModelStatistics, step_weights
 from scoreline.samplers.solver_schedule import Step
 
+Levels = Sequence[float] | np.ndarray
+
 __all__ = ["Sum", "derivative_scales", "derivative_weights", "ems_weights", "kept", "needed", "update_weights"]
 
 
@@ -64,7 +66,7 @@ def derivative_scales(
     return scales
 
 
-def derivative_weights(step: Step, lam: Sequence[float], target: float) -> np.ndarray:
+def derivative_weights(step: Step, lam: Levels, target: float) -> np.ndarray:
     """R_k F^(k) = sum_p weights[k-1, p] F_p over the visited points, the start point included.
 
     Args:
@@ -80,7 +82,7 @@ def derivative_weights(step: Step, lam: Sequence[float], target: float) -> np.nd
     return _differences(step, lam) * scales[:, None]
 
 
-def _differences(step: Step, places: Sequence[float]) -> np.ndarray:
+def _differences(step: Step, places: Levels) -> np.ndarray:
     """F^(k), unscaled, as weights on F at points that lie at `places`."""
     n, s = len(places), len(places) + step.start
     out = np.zeros((step.order - 1, n))
@@ -91,9 +93,7 @@ def _differences(step: Step, places: Sequence[float]) -> np.ndarray:
     return out
 
 
-def update_weights(
-    step: Step, lam: Sequence[float], alpha: Sequence[float], sigma: Sequence[float]
-) -> tuple[float, np.ndarray]:
+def update_weights(step: Step, lam: Levels, alpha: Levels, sigma: Levels) -> tuple[float, np.ndarray]:
     """(a, w) of x_t = a x_s + sum_p w_p F_p, F the noise or the clean image at the visited points.
 
     With the scaling "adams" the points count as evenly spaced and the sum over k is that of Adams-Bashforth,
@@ -132,7 +132,7 @@ def update_weights(
 
 
 def ems_weights(
-    step: Step, lam: Sequence[float], alpha: Sequence[float], statistics: ModelStatistics
+    step: Step, lam: Levels, alpha: Levels, statistics: ModelStatistics
 ) -> tuple[Tensor, dict[int, Tensor], Tensor]:
     """(a, w, constant) of x_t = a x_s + sum_p w_p f_p + constant, f = (sigma eps - l x)/alpha at the visited points.
 
@@ -159,7 +159,7 @@ def ems_weights(
     return made.a, dict(zip([s, *others], made.on)), made.constant
 
 
-def _finite(step: Step, lam: Sequence[float]) -> None:
+def _finite(step: Step, lam: Levels) -> None:
     n = len(lam) - 1
     used = [lam[n], lam[n + step.start], *(lam[n + p] for extra in step.points for p in extra)]
     if not np.isfinite(used).all():

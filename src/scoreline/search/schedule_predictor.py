@@ -63,6 +63,8 @@ class SchedulePredictor(nn.Module):
         width: of the embeddings, the GRU and the MLP.
     """
 
+    frequencies: Tensor
+
     def __init__(self, *, width: int = 32) -> None:
         super().__init__()
         self.tables = nn.ModuleList(nn.Embedding(count, 8) for count in TABLES)
@@ -98,7 +100,9 @@ def ranking_loss(predicted: Tensor, scores: Tensor, groups: Tensor, *, margin: f
     return (hinge * pairs).sum() / pairs.sum().clamp_min(1)
 
 
-def kendall_tau(predicted: Sequence[float], scores: Sequence[float], groups: Sequence[int]) -> float:
+def kendall_tau(
+    predicted: Sequence[float] | np.ndarray, scores: Sequence[float] | np.ndarray, groups: Sequence[int]
+) -> float:
     """(concordant - discordant)/(all) over pairs of one group with different scores; NaN without pairs.
 
     >>> kendall_tau([1.0, 2.0, 3.0], [1.0, 3.0, 2.0], [4, 4, 4])
@@ -112,7 +116,7 @@ def kendall_tau(predicted: Sequence[float], scores: Sequence[float], groups: Seq
 
 def fit_predictor(
     plans: Sequence[SolverSchedule],
-    scores: Sequence[float],
+    scores: Sequence[float] | np.ndarray,
     schedule: Schedule,
     *,
     seed: int = 0,

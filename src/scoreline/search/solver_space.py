@@ -110,7 +110,7 @@ class SolverSpace:
 
     def grids(self, steps: int) -> list[np.ndarray]:
         """Times of `steps` steps on every usual grid of this noise schedule."""
-        found = []
+        found: list[np.ndarray] = []
         for name in ("logsnr", "karras", "time", "quadratic"):
             count = steps if self.clean else steps + 1
             try:
@@ -169,7 +169,7 @@ class SolverSpace:
         p = [0.3, 0.3, 0.4] if self.average else [0.5, 0.5]
         return kinds[int(rng.choice(len(kinds), p=p))]
 
-    def _feasible(self, times: Sequence[float], steps: Sequence[Step]) -> tuple[Step, ...]:
+    def _feasible(self, times: Sequence[float] | np.ndarray, steps: Sequence[Step]) -> tuple[Step, ...]:
         """The decisions, where one is infeasible at its place the nearest feasible one."""
         with np.errstate(divide="ignore"):
             finite = np.isfinite(self.schedule.lam(np.asarray(times, dtype=np.float64)))

@@ -69,7 +69,7 @@ def search_solvers(workflow: Workflow, *, nfe: int = 5, variant: str = "paper", 
     winner = "s3" if variant == "paper" else "evolution"
     learns = SolverSearch(space, method=winner, seed=derive(workflow.seed, winner), **sizes)
     searchers: dict[str, Searcher] = {
-        "best published": _Listed(_published(space, steps)),
+        "best published": _Listed(_published(space, steps)[:count]),
         "random search": SolverSearch(space, method="random", seed=derive(workflow.seed, "random"), **sizes),
         winner: learns,
     }
