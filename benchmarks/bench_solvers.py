@@ -175,6 +175,9 @@ def measure(
             grid = min(tried, key=lambda g: tried[g])
             images, spent = subject.images(make(nfe, grid), SEED_B, counts[1])
             errors = rmse_per_image(images, truth[SEED_B])
+            if not images.isfinite().all():
+                found[name][nfe] = {"reason": f"images of noise B are not finite on grid {grid}"}
+                continue
             low, middle, high = torch.quantile(errors, torch.tensor([0.25, 0.5, 0.75]).to(errors)).tolist()
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # few images: said once, on top

@@ -39,6 +39,8 @@ def model_path(name: str) -> Path:
         raise InputError("model", name, "hub models cannot be loaded by this version; give a built-in name or a path")
     if looks_like_path(name):
         return Path(name).expanduser()
+    if (Path(name) / "model_index.json").is_file():
+        raise InputError("model", name, f"a folder is given as a path: ./{name}")
     error = unknown_name("model", name, models)
     raise InputError("model", name, f"{error.mend}; a file is given as a path, e.g. ./{name}.safetensors")
 
