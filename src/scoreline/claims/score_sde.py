@@ -124,7 +124,7 @@ class ScoreSDE(Claim):
     )
     arms = (*_A, *_B, *_C, *_D)
     seeds = (0, 1, 2)
-    seconds: Mapping[str, float] = {"laptop": 90.0, "smoke": 15.0}
+    seconds: Mapping[str, float] = {"laptop": 100.0, "smoke": 10.0}
     shrunk = (
         "8x8 digits, 1297 training images dequantised from 17 levels, in place of CIFAR-10",
         "a residual MLP of 4 layers of 192 in place of NCSN++ and DDPM++, 1500 steps of 128 images in place of 950,000",
