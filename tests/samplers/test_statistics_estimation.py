@@ -48,13 +48,13 @@ def mixture(schedule: Schedule) -> tuple[Mixture, Tensor]:
 def test_a_gaussian_has_statistics_in_closed_form_on_every_schedule(name: str) -> None:
     """l = sigma^2/(alpha^2 c + sigma^2); f = -m l has no spread, so s = 0 and b = f' = -m dl/dlambda."""
     model, x0 = gaussian(lookup("schedule", name)())
-    found = estimate(model, (x0, None), samples=8, nodes=60, low=-1.0, high=1.5)
+    found = estimate(model, (x0, None), samples=8, nodes=30, low=-1.0, high=1.5)
     ratio = VARIANCE * torch.exp(2 * torch.as_tensor(found.lam))[:, None]
     l = 1 / (1 + ratio)  # noqa: E741
     torch.testing.assert_close(found.l, l, rtol=0, atol=1e-6)
     assert not found.s.any()
     # Differences between the nodes stand for dl/dlambda.
-    torch.testing.assert_close(found.b, 2 * MEAN * ratio * l * l, rtol=0, atol=2e-3)
+    torch.testing.assert_close(found.b, 2 * MEAN * ratio * l * l, rtol=0, atol=8e-3)
     assert found.b.abs().max() > 0.1
 
 
@@ -124,11 +124,10 @@ def test_probes_come_near_the_exact_diagonal() -> None:
     assert torch.equal(twice.l, probed.l)
 
 
-@pytest.mark.parametrize("batch_size", [1, 4])
-def test_batches_of_any_size_give_the_same(batch_size: int) -> None:
+def test_batches_of_any_size_give_the_same() -> None:
     model, x0 = mixture(VP())
     whole = estimate(model, (x0, None), samples=9, nodes=4, batch_size=9)
-    parts = estimate(model, (x0, None), samples=9, nodes=4, batch_size=batch_size)
+    parts = estimate(model, (x0, None), samples=9, nodes=4, batch_size=4)
     for name in ("l", "s", "b"):
         torch.testing.assert_close(getattr(parts, name), getattr(whole, name), rtol=1e-9, atol=1e-10)
     other = estimate(model, (x0, None), samples=9, nodes=4, seed=1)

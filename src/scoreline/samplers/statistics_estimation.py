@@ -39,6 +39,7 @@ __all__ = ["MOMENTS", "estimate", "jvp", "lam_range", "moments", "statistics_of"
 MOMENTS = ("diagonal", "y", "D", "D'", "yy", "yD", "DD", "yD'", "DD'")
 LOWEST = -7.0
 SECONDS = 30.0
+PRODUCTS = 4096
 # Where f varies by less than this share of its size squared, it is taken for constant.
 LEAST_VARIANCE = 1e-12
 
@@ -90,25 +91,18 @@ def moments(
     alpha, sigma = float(schedule.alpha(t)), float(schedule.sigma(t))
     weights = {name: p.detach() for name, p in denoiser.named_parameters()}
 
-    def mean(x: Tensor, at: Tensor) -> Tensor:
+    def mean(x: Tensor, at: Tensor, cond: Cond | None = cond) -> Tensor:
         return torch.func.functional_call(denoiser, weights, (x, at, cond)).mean
 
     y = x0 + (sigma / alpha) * noise
     x = alpha * y
     times = torch.full((len(x0),), t, dtype=torch.float64, device=x0.device)
-
-    def along(v: Tensor) -> tuple[Tensor, Tensor]:
-        return jvp(lambda x: mean(x, times), (x,), (v,))
-
     if probe is not None:
-        D, product = along(probe)
+        D, product = jvp(lambda x: mean(x, times), (x,), (probe,))
         diagonal = alpha * probe * product
     else:
-        D, diagonal = mean(x, times).detach(), torch.empty_like(x)
-        for entry in range(x0[0].numel()):
-            unit = torch.zeros_like(x).flatten(1)
-            unit[:, entry] = 1
-            diagonal.view(len(x), -1)[:, entry] = alpha * along(unit.view_as(x))[1].flatten(1)[:, entry]
+        D = mean(x, times).detach()
+        diagonal = alpha * _diagonal(mean, x, times, cond)
     # dlambda/dt = alpha'/alpha - sigma'/sigma;  x' = alpha' y + alpha (D - y), both per lambda.
     da, ds = (float(rate) for rate in schedule.rates(t))
     speed = 1 / (da / alpha - ds / sigma)
@@ -117,6 +111,22 @@ def moments(
     y, D, D_ = y.double(), D.double(), D_.double()
     parts = (diagonal.double(), y, D, D_, y * y, y * D, D * D, y * D_, D * D_)
     return torch.stack([part.sum(0) for part in parts])
+
+
+def _diagonal(mean: Callable[..., Tensor], x: Tensor, times: Tensor, cond: Cond | None) -> Tensor:
+    """The diagonal of d mean/dx, (B, *shape): one product an entry, as many at once as fit into `PRODUCTS`."""
+    count, entries = len(x), x[0].numel()
+    out = torch.empty(count, entries, dtype=x.dtype, device=x.device)
+    units = torch.eye(entries, dtype=x.dtype, device=x.device)
+    for part in torch.arange(entries).split(max(PRODUCTS // count, 1)):
+        n = len(part)
+        many = cond.map(lambda v, n=n: v.repeat(n, *[1] * (v.dim() - 1))) if cond is not None else None  # type: ignore[misc]
+        wide, along = x.repeat(n, *[1] * (x.dim() - 1)), units[part].repeat_interleave(count, 0).view(-1, *x.shape[1:])
+        at = times.repeat(n)
+        _, product = jvp(lambda x, at=at, many=many: mean(x, at, many), (wide,), (along,))
+        rows = torch.arange(n * count)
+        out[:, part] = product.flatten(1)[rows, part.repeat_interleave(count)].view(n, count).T
+    return out
 
 
 def _inside(schedule: Schedule, t: float) -> float:
