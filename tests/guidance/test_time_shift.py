@@ -245,7 +245,7 @@ def test_the_released_input_shift_takes_the_whole_window_to_either_side() -> Non
 def test_ddpm_takes_the_posterior_of_the_shifted_pair(variance: str) -> None:
     model, noise = mixture(), draws()
     asked = Asked(model)
-    sample = TimeShift(of=DDPM(variance=variance), window=150, cutoff=250, steps=10)(asked, noise)
+    sample = TimeShift(of=DDPM(variance=variance), window=400, cutoff=250, steps=10)(asked, noise)
     x, moved = START, 0
     for i, (t, s) in enumerate(itertools.pairwise(sample.times)):
         tau = asked.times[i]
