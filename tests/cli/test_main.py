@@ -111,7 +111,8 @@ def test_every_verb_has_help_for_every_option(verb: str, capsys: pytest.CaptureF
     function = importlib.import_module(f"scoreline.cli.{verb}").run
     for name, parameter in inspect.signature(function).parameters.items():
         if name not in ("command", "quiet"):
-            shown = name.upper() if parameter.kind is parameter.POSITIONAL_ONLY else name.replace("_", "-")
+            # A parameter called like a word of Python ends in an underscore.
+            shown = name.upper() if parameter.kind is parameter.POSITIONAL_ONLY else name.rstrip("_").replace("_", "-")
             assert shown in text or name.upper() in text
     # Defaults of None are explained in words; nobody should meet Python's own.
     for noise in ("None", "null", "type:", "_"):

@@ -83,6 +83,22 @@ def test_unknown_names():
         load("hf:owner/name")
 
 
+def test_folders_are_read_by_the_bridge_of_the_table(tmp_path, monkeypatch):
+    folder = tmp_path / "pipe"
+    folder.mkdir()
+    with pytest.raises(ArtefactError, match=r"holds no model_index\.json"):
+        load(folder)
+    (folder / "model_index.json").write_text("{}")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=r"a folder is given as a path: \./pipe"):
+        load("pipe")
+    monkeypatch.setattr(module, "lookup", lambda *names: lambda path: (names, path))
+    assert load("./pipe") == (("bridge", "diffusers-pipeline"), Path("pipe"))
+    assert load(folder, kind=None)[1] == folder
+    with pytest.raises(ArtefactError, match="a pipeline, that is a denoiser"):
+        load(folder, kind="encoder")
+
+
 def test_broken_files(tmp_path, small):
     with pytest.raises(ArtefactError, match="no such file"):
         load(tmp_path / "none.safetensors")
