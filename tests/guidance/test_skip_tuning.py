@@ -26,6 +26,7 @@ from scoreline.guidance.skip_tuning import (
     SkipTuned,
     SkipTuning,
     denoising_losses,
+    inversion_moments,
     joint_count,
     skip_plan,
     skip_ratios,
@@ -194,6 +195,16 @@ def test_losses_are_mean_squares(digits: Denoiser) -> None:
     assert pixel == pytest.approx(mean.square().mean().item(), rel=1e-5)
     assert feature == pytest.approx(4 * mean.clamp(-1, 1).square().mean().item(), rel=1e-5)
     assert denoising_losses(digits, images, 0.5, noise)[1] is None
+
+
+def test_inversion_of_what_the_model_fits_gives_standard_noise() -> None:
+    """Gaussian images with the right and with a wrong model: the exact map scales deviations."""
+    images = 0.5 * Noise(5).at(range(400), (3,), dtype=torch.float64).normal()
+    right = inversion_moments(Gaussian(EDM(), torch.zeros(3, dtype=torch.float64), 0.25), images, steps=400)
+    assert right == pytest.approx((0.0, 1.0, 0.0), abs=0.12)
+    assert right[1] == pytest.approx(float(images.std()) / 0.5, abs=0.03)
+    wrong = inversion_moments(Gaussian(EDM(), torch.zeros(3, dtype=torch.float64), 1.0), images, steps=400)
+    assert wrong[1] == pytest.approx(0.5, abs=0.05)
 
 
 def test_bad_input(digits: Denoiser, draws: Draws, x: Tensor) -> None:

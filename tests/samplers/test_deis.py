@@ -103,6 +103,7 @@ def test_rho_coefficients_sum_to_the_step_in_rho(schedule: Schedule) -> None:
     assert (np.abs(A[3:, 1:]) > 1e-6).all()
 
 
+@pytest.mark.filterwarnings("ignore::scipy.integrate.IntegrationWarning")
 @by_name
 @pytest.mark.parametrize("family", POLYNOMIAL)
 @pytest.mark.parametrize("degree", [1, 2, 3])
