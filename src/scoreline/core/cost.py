@@ -23,18 +23,19 @@ __all__ = ["Counted", "Cost", "count_macs", "machine", "measured"]
 
 
 class Counted(View):
-    """A view of a denoiser that counts network evaluations per image.
-
-    Attributes:
-        nfe: evaluations so far; a guided denoiser, which runs the network on a doubled batch, counts 2 a call.
-    """
+    """A view of a denoiser that counts network evaluations per image, those of views made from it among them."""
 
     def __init__(self, inner: Denoiser) -> None:
         super().__init__(inner)
-        self.nfe = 0
+        self._spent = [0]  # in a list, which copies of this view share
+
+    @property
+    def nfe(self) -> int:
+        """Evaluations so far; a guided denoiser, which runs the network on a doubled batch, counts 2 a call."""
+        return self._spent[0]
 
     def posterior(self, x: Tensor, t: Time, cond: Cond | None) -> Posterior:
-        self.nfe += self.evaluations
+        self._spent[0] += self.evaluations
         return self.inner(x, t, cond)
 
 

@@ -21,7 +21,6 @@ import numpy as np
 
 import scoreline
 from scoreline.core.artefact import FORMAT, describe, recorded
-from scoreline.core.cost import Counted
 from scoreline.core.denoiser import Denoiser
 from scoreline.core.errors import ArtefactError, InputError
 from scoreline.core.files import read_json, write_json
@@ -233,12 +232,7 @@ class Planned(Sampler):
         drop = self._plan.drop[row.i] if self._plan is not None and any(self._plan.drop) else frozenset()
         if not drop:
             return self._inner.step(denoiser, state, row)
-        view = denoiser.under(Plan(drop=drop))
-        state = self._inner.step(view, state, row)
-        if isinstance(denoiser, Counted) and isinstance(view, Counted):
-            # The view is a copy that counted on by itself.
-            denoiser.nfe = view.nfe
-        return state
+        return self._inner.step(denoiser.under(Plan(drop=drop)), state, row)
 
     def __repr__(self) -> str:
         plan = self.file if self._plan is None or isinstance(self.file, str) else self._plan.plain()
