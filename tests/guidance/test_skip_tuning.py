@@ -144,6 +144,28 @@ def test_guidance_is_tuned_too(draws: Draws) -> None:
     assert not torch.equal(sample.x, DDIM(steps=3)(model, draws).x)
 
 
+def test_a_network_of_diffusers_is_tuned_too(draws: Draws) -> None:
+    import diffusers
+
+    from scoreline.bridges.diffusers_models import as_denoiser
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        net = diffusers.UNet2DModel(
+            sample_size=8, in_channels=1, out_channels=1, layers_per_block=1, block_out_channels=(8, 16),
+            norm_num_groups=4, down_block_types=("DownBlock2D", "DownBlock2D"),
+            up_block_types=("UpBlock2D", "UpBlock2D"),
+        ).eval()  # fmt: skip
+    model = as_denoiser(net, diffusers.DDPMScheduler())
+    assert joint_count(model) == 4
+    plain = DDIM(steps=3)(model, draws).x
+    sample = SkipTuning(rho=0.6, steps=3)(model, draws)
+    assert (sample.x - plain).abs().max() > 1e-3
+    assert sample.nfe == 3
+    # Nothing is left behind.
+    assert torch.equal(DDIM(steps=3)(model, draws).x, plain)
+
+
 def test_plans_add_up(digits: Denoiser, x: Tensor) -> None:
     twice = SkipTuned(digits, Plan(skip_scale=(0.5, 1, 1, 1))).under(Plan(skip_scale=(0.5, 1, 0.8, 1), drop={2}))
     once = digits.under(Plan(skip_scale=(0.25, 1, 0.8, 1), drop={2}))
