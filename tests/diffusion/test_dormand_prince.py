@@ -98,6 +98,32 @@ def test_arrived_images_are_not_asked_again() -> None:
     assert torch.equal(asked, solved.evaluations)
 
 
+def test_a_step_waits_for_the_device_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    waits = dict.fromkeys(("tolist", "item", "__bool__", "__float__", "cpu", "numpy", "nonzero"), 0)
+    for name in waits:
+        genuine = getattr(Tensor, name)
+
+        def counted(self: Tensor, *rest: Any, name: str = name, genuine: Any = genuine) -> Any:
+            waits[name] += 1
+            return genuine(self, *rest)
+
+        monkeypatch.setattr(Tensor, name, counted)
+    # Images that arrive one after the other, and slopes that do not wait themselves.
+    rates = torch.tensor([[1.0], [5.0], [20.0]])
+    solved = integrate(
+        lambda y, t, rows: -(rates if rows is None else rates[rows]) * y,
+        torch.ones(3, 1),
+        0.0,
+        2.0,
+        rtol=1e-5,
+        atol=1e-5,
+    )
+    monkeypatch.undo()
+    attempts = (int(solved.evaluations.max()) - 2) // 6
+    assert waits.pop("tolist") == attempts + 1
+    assert set(waits.values()) == {0}
+
+
 def test_whole_batches_are_asked_for_when_told_so() -> None:
     sizes = set()
 

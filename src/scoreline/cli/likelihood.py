@@ -23,7 +23,7 @@ def run(
     batch_size: int = 100,
     noise_seed: int = 0,
     out: str = "likelihood",
-    device: Literal["auto", "cpu", "cuda", "mps"] = "auto",
+    device: Literal["auto", "cpu", "cuda"] = "auto",
     quiet: bool = False,
 ) -> dict[str, Any]:
     """Exact likelihood of images under a model, by its probability-flow ODE: bits per dimension of each image, their
@@ -45,7 +45,7 @@ def run(
         batch_size: images a batch.
         noise_seed: seed of dequantisation and probes.
         out: folder for likelihood.json and likelihood.csv.
-        device: where to run; auto takes CUDA or MPS where there is one.
+        device: where to run; auto takes CUDA where there is one. MPS has no float64, which this needs.
     """
     from scoreline.evaluate.likelihood import likelihood
 

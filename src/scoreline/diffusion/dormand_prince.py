@@ -80,9 +80,11 @@ def integrate(
             know only whole batches. Arrived images are not moved and not counted either way.
 
     Raises:
-        InputError: rtol is below what the state's type can resolve.
+        InputError: rtol is below what the state's type can resolve, or the device has no float64.
         NonFiniteError: an image's step shrinks to nothing.
     """
+    if y.device.type == "mps":
+        raise InputError("device", "mps", "has no float64, which the times of every image need; use cpu or cuda")
     least = 10 * torch.finfo(y.dtype).eps
     if rtol < least:
         mend = f"a {str(y.dtype).removeprefix('torch.')} state resolves {least:.1g} at best; use float64"

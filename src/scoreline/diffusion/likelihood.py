@@ -126,10 +126,10 @@ def log_likelihood(
         t: least time; None takes the schedule's t_min (1e-5 in the paper).
 
     Returns:
-        Likelihood, integrated in float64 (float32 where the device has none).
+        Likelihood, integrated in float64.
 
     Raises:
-        InputError: a shape, name or number does not fit.
+        InputError: a shape, name or number does not fit, or the device has no float64.
     """
     if divergence not in DIVERGENCES:
         raise unknown_name("divergence", divergence, DIVERGENCES)
@@ -141,13 +141,14 @@ def log_likelihood(
         raise InputError("draws", None if draws is None else len(draws), "Hutchinson's probes need a stream an image")
     atol = rtol if atol is None else atol
     check_tolerances(rtol, atol)
+    if images.device.type == "mps":
+        raise InputError("device", "mps", "has no float64, which the integration needs; use cpu or cuda")
     schedule = denoiser.schedule
     start, end = schedule.t_min if t is None else t, schedule.t_max
     if not schedule.clean < start < end:
         raise InputError("t", start, f"the integration starts after {schedule.clean} and before {end}")
     denoiser.check(start)
-    dtype = torch.float32 if images.device.type == "mps" else torch.float64
-    x = images.to(dtype) * float(schedule.alpha(start))
+    x = images.double() * float(schedule.alpha(start))
     batch, dims = len(x), x[0].numel()
     cond, compact = denoiser._given, not bound_inside(denoiser)
     v = None if divergence == "exact" else _probes(divergence, draws, x, probes)

@@ -112,6 +112,10 @@ def likelihood(
     if model.num_classes is not None and labels is None and images.labels is None:
         raise InputError("labels", None, "the model is class-conditional and the images have none; give --labels none")
     place = pick_device(device)
+    if place.type == "mps":
+        if device != "auto":
+            raise InputError("device", device, "has no float64, which the integration needs; use cpu or cuda")
+        place = torch.device("cpu")
     if levels and len(images) * repeats < 2:
         raise InputError("count", len(images), "an interval needs at least 2 images")
 

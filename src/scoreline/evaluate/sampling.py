@@ -100,7 +100,7 @@ def sample_to(
     # A batch of which anything is missing is made again whole: another batch would round its sums in another way.
     batches = [indices[start : start + batch_size] for start in range(0, len(indices), batch_size)]
     unmade = [[i for i in batch if not image_path(folder, i).is_file()] for batch in batches]
-    missing, spent = sum(map(len, unmade)), 0.0
+    missing, spent, sampled = sum(map(len, unmade)), 0.0, 0
     with progress("sample", missing, quiet=quiet) as advance:
         for batch, wanted in zip(batches, unmade):
             if not wanted:
@@ -111,7 +111,9 @@ def sample_to(
             images = model.decode(sample.x.float()).clamp(-1, 1)
             if not bool(torch.isfinite(images).all()):
                 raise InputError("images", spec, "are not finite; try more steps, another grid or --clip")
-            spent = sample.nfe
+            # Batches of an adaptive sampler differ; the mean over all images is what they cost.
+            spent = (spent * sampled + sample.nfe * len(batch)) / (sampled + len(batch))
+            sampled += len(batch)
             _write(folder, batch, images, set(wanted))
             advance(len(wanted), f"{spent:g} evaluations each")
     if packed:
