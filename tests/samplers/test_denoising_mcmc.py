@@ -148,6 +148,18 @@ def test_grids_go_from_the_images_level_to_the_lowest(grid: str) -> None:
     assert one.tolist() == pytest.approx(levels_from(start[:1], 0.05, 5, grid, EDM())[:, 0].tolist())
 
 
+@pytest.mark.parametrize("schedule", [EDM(), VP()])
+def test_the_integrator_ends_at_sigma_min_which_is_that_of_data_in_0_1(schedule: Schedule) -> None:
+    sample = DenoisingMCMC(steps=3, sigma_min=0.07, **SHORT)(mixture(schedule), draws(range(12)))
+    assert isinstance(sample, ChainSample)
+    assert sample.levels is not None
+    last = schedule.sigma(sample.times[-2]) / schedule.alpha(sample.times[-2])
+    assert torch.allclose(last, sample.levels.clamp(max=0.14))
+    assert (sample.levels > 0.14).any()
+    nominal = DenoisingMCMC(steps=3).times(schedule)
+    assert float(schedule.sigma(nominal[-2]) / schedule.alpha(nominal[-2])) == pytest.approx(0.02)
+
+
 def test_the_last_step_is_tweedies_formula() -> None:
     model, e = mixture(VP()), 2 * 0.1
     plain = DenoisingMCMC(steps=2, n_skip=2, tweedie=0.0, **SHORT)(model, draws(range(4)))
