@@ -7,15 +7,13 @@ and g^(n) at the start of the step from g there and at p - 1 points visited befo
 was made with the network's answer at its end as a further point, and leaves that answer's f as it is, so that it costs
 no evaluation. All of it is linear in the f of the points: a step is x_t = a x_s + sum_k w_k f_k + c, entry by entry.
 
-The last step has no evaluation to come and none is wasted on its end: it goes to the highest lambda there is,
-and from there to the clean image by x_0 = (1 - l) y - f with f from the same polynomial.
+The step to the clean image takes E[x_0|x] = (1 - l) y - f at the last level. As in the paper no evaluation is wasted on
+the cleanest level: a grid that ends there is made one level longer, and left without it.
 """
 
 from __future__ import annotations
 
 import copy
-import math
-from collections.abc import Sequence
 from contextlib import suppress
 from types import SimpleNamespace
 from typing import Any, Self
@@ -33,7 +31,6 @@ from scoreline.core.schedule import Schedule
 from scoreline.samplers.calibrations import find
 from scoreline.samplers.exponential import LeastSteps
 from scoreline.samplers.model_statistics import (
-    Interval,
     ModelStatistics,
     Visited,
     Weights,
@@ -43,7 +40,7 @@ from scoreline.samplers.model_statistics import (
     weights_of,
 )
 
-__all__ = ["DPMSolverV3", "corrector_order", "last_weights", "predictor_order"]
+__all__ = ["DPMSolverV3", "corrector_order", "predictor_order"]
 
 DEGENERATE = {"data": data_prediction, "noise": noise_prediction}
 VARIANTS = ("paper", "released")
@@ -83,8 +80,8 @@ class DPMSolverV3(Sampler):
             (DPM-Solver++ in Taylor form) or "noise" for l = 0, s = -1, b = 0 (DPM-Solver).
         variant: "paper"; or "released" for what the authors' code does: integrals by the trapezoid rule over the nodes,
             levels moved to the nearest node, and `half` correcting the noisier half.
-        steps, nfe, grid: see :class:`scoreline.core.sampler.Sampler`. Where a grid ends at the cleanest level, the run
-            ends there without asking the model, as in the paper, and the other levels lie closer for it.
+        steps, nfe, grid: see :class:`scoreline.core.sampler.Sampler`. A grid that ends at the cleanest level is made
+            one level longer and left without it, as in the paper, whose runs end there without asking the model.
 
     Raises:
         InputError: a setting is out of range, or too few steps to reach the order.
@@ -176,21 +173,16 @@ class DPMSolverV3(Sampler):
         lam = np.asarray(schedule.lam(np.asarray(times)), dtype=np.float64)
         alpha, sigma = np.asarray(schedule.alpha(times)), np.asarray(schedule.sigma(times))
         first = 0 if np.isfinite(lam[0]) else 1  # a level without signal is no point of the statistics
-        statistics.check(lam[first:][np.isfinite(lam[first:])], thing="lambda of a level")
         zero = torch.zeros(statistics.shape, dtype=torch.float64)
         columns: dict[str, list[Any]] = {name: [] for name in [*NAMES, "fm", "fe", "correct"]}
-        # The clean image is reached by way of the highest lambda that the model and the statistics know.
-        top = max(min(float(schedule.lam(schedule.t_min)), statistics.high), lam[-2])
-        ends = np.minimum(lam[first:], top)
-        run = Visited(statistics, ends, top=POINTS - 1, rule=rule)
+        points = lam[first:][np.isfinite(lam[first:])]
+        statistics.check(points, thing="lambda of a level")
+        run = Visited(statistics, points, top=POINTS - 1, rule=rule)
 
         def step(i: int, others: list[int], pseudo: bool) -> Weights:
             """From point i to the next one, with f at i and at other points known."""
-            derivatives = derivative_weights([ends[j - first] - ends[i - first] for j in others], pseudo=pseudo)
+            derivatives = derivative_weights([lam[j] - lam[i] for j in others], pseudo=pseudo)
             seen = [run.seen(i - first, j - first) for j in others]
-            if np.isinf(lam[i + 1]):
-                a, on, c = last_weights(statistics.at([top])[0][0], run.steps[i - first], seen, derivatives)
-                return Weights(a / alpha[i], on, c)
             a, on, c = weights_of(run.steps[i - first], seen, derivatives)
             return Weights(a * (alpha[i + 1] / alpha[i]), tuple(alpha[i + 1] * w for w in on), alpha[i + 1] * c)
 
@@ -203,6 +195,8 @@ class DPMSolverV3(Sampler):
                 # DDIM's step with f = -E[x_0|x]: exact for a constant prediction, nothing better is defined.
                 a = sigma[i + 1] / sigma[i]
                 made = Weights(zero + a, (zero + a * alpha[i] - alpha[i + 1],), zero)
+            elif np.isinf(lam[i + 1]):
+                made = Weights((1 - statistics.at([lam[i]])[0][0]) / alpha[i], (zero - 1,), zero)  # E[x_0|x]
             else:
                 made = step(i, list(range(i - 1, i - p, -1)), self.pseudo)
             c = corrector_order(orders[i - 1], self.pseudo_corrector) if self.corrector and m > 1 else 0
@@ -248,31 +242,3 @@ class DPMSolverV3(Sampler):
         for weight, point in zip(w, points):
             ahead = torch.addcmul(ahead, weight, point)
         return State(ahead, state.noise, (ready, x, points[:3]))
-
-
-def last_weights(
-    l: Tensor,  # noqa: E741 (the paper's letter)
-    step: Interval,
-    seen: Sequence[tuple[Tensor, Tensor]],
-    derivatives: np.ndarray,
-) -> Weights:
-    """The step to the clean image without a further evaluation: x_0 as a sum of y and the f of the points.
-
-    First to the highest lambda there is; there E[x_0|x] = (1 - l) y - f with f = e^S (g + B) and g from its Taylor
-    polynomial at the start.
-
-    Args:
-        l: at that lambda.
-        step: integrals from the start to it.
-        seen, derivatives: see :func:`scoreline.samplers.model_statistics.weights_of`.
-    """
-    a, on_y, constant = weights_of(step, seen, derivatives)
-    keep, grow = 1 - l, step.S.exp()
-    shares = np.eye(len(seen) + 1)[0]
-    for j, row in enumerate(derivatives, start=1):
-        shares = shares + row * step.h**j / math.factorial(j)
-    on, constant = [keep * on_y[0] - grow * float(shares[0])], keep * constant - grow * step.B
-    for weight, share, (S, B) in zip(on_y[1:], shares[1:], seen):
-        on.append(keep * weight - grow * float(share) * (-S).exp())
-        constant = constant + grow * float(share) * B
-    return Weights(keep * a, tuple(on), constant)
