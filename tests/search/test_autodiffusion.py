@@ -284,3 +284,17 @@ def test_bad_settings() -> None:
     # The budget buys a run without layers, but no whole network to begin with.
     with pytest.raises(InputError, match="not one evaluation"):
         Evolution(Space(1000, budget=5.0, full=10.0, saved=(8.0,)), max_prune=0.0)
+
+
+def test_children_that_cost_too_much_are_not_evaluated() -> None:
+    space = Space.of_steps(100, 2, layers=4)
+    evolution = Evolution(space, population=20, parents=2, mutants=0, crossovers=10, max_prune=0.75, seed=0)
+    asked = evolution.ask()
+    evolution.tell(asked, [{"value": 5.0}] * len(asked))
+    # Both cost 8, but two whole steps of the one and the rest of the other would cost 12.
+    half = Candidate((10, 20, 30, 40), ((0, 1),) * 4)
+    evolution.top = [(1.0, half), (2.0, bare(11, 21))]
+    children = [Candidate.of(g) for g in evolution.ask()]
+    crossed = [c for c in children if c.steps[-2:] == (30, 40)]
+    assert all(space.cost(c) <= 8 for c in children)
+    assert len(crossed) <= 1  # what remains of four crossovers: that of `half` with itself
