@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import gc
+import pickle
 import weakref
 from typing import Any
 
@@ -156,6 +158,15 @@ def test_another_predictor_begins_anew() -> None:
         assert torch.equal(later.x, fresh.x)
         made.append(later.x)
     assert not torch.equal(*made)
+
+
+def test_a_sampler_that_was_used_can_be_copied_and_sent() -> None:
+    model, sampler = mixture(), DenoisingMCMC(**SHORT)
+    first = make(sampler, model, range(3)).x
+    for other in (copy.deepcopy(sampler), pickle.loads(pickle.dumps(sampler))):
+        assert not other._kept.lanes
+        assert torch.equal(make(other, model, range(3)).x, first)
+    assert sampler._kept.lanes
 
 
 def test_only_so_many_lanes_are_kept() -> None:

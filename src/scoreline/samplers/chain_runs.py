@@ -93,6 +93,10 @@ class Kept:
     startup: int = 0
     lanes: dict[Lane, tuple[int, int, Tensor, Tensor]] = field(default_factory=dict)
 
+    def __reduce__(self) -> tuple[type[Kept], tuple[()]]:
+        # A sampler that is copied or sent to another process goes there with its settings alone.
+        return Kept, ()
+
     def open(self, denoiser: Denoiser, predictor: Any, context: tuple[Any, ...]) -> None:
         """Forget everything unless it is of this model and run."""
         # The exact posterior is made anew for each call; it is the model's own.
