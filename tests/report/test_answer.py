@@ -121,3 +121,12 @@ def test_blur_is_warned_of_where_both_were_measured(made_up):
 def test_marks_need_a_rival():
     rivals = results_of({("a", 5): (1.0, 2.0), ("b", 5): (1.5, 4.0), ("a", 10): (0.1, 0.2)})
     assert marks(rivals) == {("ode-rmse", 0): "best", ("ode-rmse", 1): "tied"}
+
+
+def test_samplers_that_draw_noise_have_no_distance_to_the_ode():
+    results = results_of({("a", 5): (1, 2), ("b", 5): (3, 4), ("c", 5): (5, 6), ("c", 10): (5, 6)})
+    for arm in results["arms"][2:]:
+        arm["scores"]["ode-rmse"] = {"values": [], "mean": None, "low": None, "high": None}
+    assert said(results)[-1] == "c draws noise and has no such distance: the Fréchet distances judge alone."
+    results["arms"][1]["scores"]["ode-rmse"] = {"values": [None], "mean": None, "low": None, "high": None}
+    assert said(results)[-1] == "No finite distance to the converged ODE came from b with 5."

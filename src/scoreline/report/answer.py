@@ -41,6 +41,10 @@ def mean(arm: dict[str, Any], score: str) -> float | None:
     return finite((arm["scores"].get(score) or {}).get("mean"))
 
 
+def _values(arm: dict[str, Any], score: str) -> list[Any]:
+    return (arm["scores"].get(score) or {}).get("values") or []
+
+
 def interval(arm: dict[str, Any], score: str) -> tuple[float, float] | None:
     """The interval of a score over seeds, or None when there is none (a single seed, a missing value)."""
     found = arm["scores"].get(score) or {}
@@ -115,7 +119,17 @@ def answer(results: dict[str, Any], names: Sequence[str]) -> list[str]:
     else:
         sentences = [_headline(results, score, found, names)]
     sentences += [sentence for other in results["scores"] if (sentence := _cheapest(results, other, names)) is not None]
-    failed = [f"{name} with {arm['budget']}" for arm, name in zip(results["arms"], names) if mean(arm, score) is None]
+    unmeasured = [name for arm, name in zip(results["arms"], names) if not _values(arm, score)]
+    # A sampler that draws noise has no one image at the end of the ODE to be compared with.
+    apart = list(dict.fromkeys(unmeasured)) if score == "ode-rmse" else []
+    if apart:
+        verb = "draws noise and has" if len(apart) == 1 else "draw noise and have"
+        sentences.append(f"{_listed(apart)} {verb} no such distance: the Fréchet distances judge alone.")
+    failed = [
+        f"{name} with {arm['budget']}"
+        for arm, name in zip(results["arms"], names)
+        if mean(arm, score) is None and name not in apart
+    ]
     if failed:
         shown = _listed(failed[:5] + ([f"{len(failed) - 5} others"] if len(failed) > 5 else []))
         sentences.append(f"No finite {_title(results, score)} came from {shown}.")
