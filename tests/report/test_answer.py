@@ -129,4 +129,4 @@ def test_samplers_that_draw_noise_have_no_distance_to_the_ode():
         arm["scores"]["ode-rmse"] = {"values": [], "mean": None, "low": None, "high": None}
     assert said(results)[-1] == "c draws noise and has no such distance: the Fréchet distances judge alone."
     results["arms"][1]["scores"]["ode-rmse"] = {"values": [None], "mean": None, "low": None, "high": None}
-    assert said(results)[-1] == "No finite distance to the converged ODE came from b with 5."
+    assert said(results)[-1] == "No finite distance came from b with 5."
