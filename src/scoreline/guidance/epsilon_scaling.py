@@ -7,9 +7,7 @@ Reference: Ning, Li, Su, Salah & Onal Ertugrul 2024 (arXiv 2308.15321); also in 
 
 from __future__ import annotations
 
-import copy
 from types import SimpleNamespace
-from typing import Any, Self
 
 from torch import Tensor
 
@@ -17,10 +15,9 @@ from scoreline.core.artefact import recorded
 from scoreline.core.cond import Cond
 from scoreline.core.denoiser import Denoiser, Posterior, View
 from scoreline.core.errors import InputError
-from scoreline.core.names import lookup
-from scoreline.core.noise import Draws
-from scoreline.core.sampler import Rows, Sampler, State
-from scoreline.core.schedule import Schedule, Time, spread
+from scoreline.core.sampler import Sampler, State
+from scoreline.core.schedule import Time, spread
+from scoreline.samplers.wrapped import Wrapped
 
 __all__ = ["EpsilonScaling", "ScaledNoise"]
 
@@ -53,7 +50,7 @@ class ScaledNoise(View):
 
 
 @recorded
-class EpsilonScaling(Sampler):
+class EpsilonScaling(Wrapped):
     """A sampler on a model whose noise estimate is divided by scale + slope i at step i.
 
     Args:
@@ -73,39 +70,12 @@ class EpsilonScaling(Sampler):
         nfe: int | None = None,
         grid: str | None = None,
     ) -> None:
-        self.of = of
-        self._inner: Sampler = lookup("sampler", of)() if isinstance(of, str) else of
-        self.min_steps = self._inner.min_steps
-        super().__init__(steps=steps, nfe=nfe, grid=grid)
+        super().__init__(of, steps=steps, nfe=nfe, grid=grid)
         if not scale > 0 or not slope >= 0:
             raise InputError("scale, slope", (scale, slope), "needs scale above 0 and slope of 0 or more")
-        if type(self._inner).__call__ is not Sampler.__call__:
-            raise InputError("of", type(self._inner).__name__, "makes its own steps; use one with a fixed grid")
         self.scale, self.slope = scale, slope
-        self.stochastic = self._inner.stochastic
-
-    def cost(self, steps: int) -> int:
-        return self._inner.cost(steps)
-
-    def __repr__(self) -> str:
-        # What was taken over from the inner sampler is no argument.
-        hidden = {"min_steps", "order", "stochastic"}
-        shown = {k: v for k, v in vars(self).items() if v is not None and k not in hidden and not k.startswith("_")}
-        return f"{type(self).__name__}({', '.join(f'{k}={v!r}' for k, v in shown.items())})"
-
-    def calibrated(self, denoiser: Denoiser) -> Self:
-        ready = self._inner.calibrated(denoiser)
-        if ready is self._inner:
-            return self
-        other = copy.copy(self)
-        other._inner = ready
-        return other
-
-    def coefficients(self, schedule: Schedule, times: Any) -> Rows:
-        return self._inner.coefficients(schedule, times)
-
-    def init(self, denoiser: Denoiser, noise: Draws, rows: Rows, x: Tensor | None = None) -> State:
-        return self._inner.init(denoiser, noise, rows, x)
+        # Another model than the one that is asked for: its ODE is not the one that an order would be measured on.
+        self.order, self.per_image, self.rising = None, False, False
 
     def step(self, denoiser: Denoiser, state: State, row: SimpleNamespace) -> State:
         return self._inner.step(ScaledNoise(denoiser, self.scale + self.slope * row.i), state, row)

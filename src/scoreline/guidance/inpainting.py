@@ -18,9 +18,8 @@ Reference: Song et al. 2021 (arXiv 2011.13456), section 5 and appendix I.2.
 
 from __future__ import annotations
 
-import copy
 from types import SimpleNamespace
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -31,6 +30,7 @@ from scoreline.core.errors import InputError, unknown_name
 from scoreline.core.noise import Draws
 from scoreline.core.sampler import Rows, Sampler, State
 from scoreline.core.schedule import Schedule, Time
+from scoreline.samplers.wrapped import Wrapped
 
 __all__ = ["Inpainting", "colour_axes", "colourisation", "replaced"]
 
@@ -56,7 +56,7 @@ def replaced(x: Tensor, known: Tensor, mask: Tensor, axes: Tensor | None = None)
     return x + torch.einsum("dc,bd...->bc...", axes.to(x), mask.to(x) * change)
 
 
-class Inpainting(Sampler):
+class Inpainting(Wrapped):
     """A sampler that keeps a known part of each image.
 
     Args:
@@ -69,7 +69,8 @@ class Inpainting(Sampler):
         variant: "paper"; "released" starts with the known part free of noise, as only the first call then sees it.
 
     Raises:
-        InputError: the sampler chooses its own steps, or mask, image and axes do not fit together.
+        InputError: the sampler makes steps of its own, between which nothing can be put back, or mask, image and axes
+            do not fit together.
     """
 
     def __init__(
@@ -82,13 +83,10 @@ class Inpainting(Sampler):
         fresh: bool = True,
         variant: str = "paper",
     ) -> None:
-        if type(of).__call__ is not Sampler.__call__:
-            mend = "makes steps of its own between which nothing can be put back; use one with a fixed grid, as pc"
-            raise InputError("of", type(of).__name__, mend)
         if variant not in ("paper", "released"):
             raise unknown_name("variant", variant, ("paper", "released"))
-        self.min_steps, self.fresh, self.variant = of.min_steps, fresh, variant
-        super().__init__(steps=of.steps, nfe=of.nfe, grid=of.grid)
+        super().__init__(of, steps=of.steps, nfe=of.nfe, grid=of.grid)
+        self.fresh, self.variant = fresh, variant
         if not bool(((mask == 0) | (mask == 1)).all()):
             raise InputError("mask", None, "holds values other than 0 and 1; 1 marks what is known")
         try:
@@ -103,22 +101,8 @@ class Inpainting(Sampler):
             wide = axes.double()
             if axes.shape != (count, count) or (wide @ wide.T - torch.eye(count)).abs().max() > 1e-6:
                 raise InputError("axes", tuple(axes.shape), f"must be an orthogonal matrix, ({count}, {count})")
-        self._inner, self._image, self._mask, self._axes = of, image, mask.bool(), axes
-        self.stochastic, self.per_image = True, of.per_image
-
-    def cost(self, steps: int) -> int:
-        return self._inner.cost(steps)
-
-    def calibrated(self, denoiser: Denoiser) -> Self:
-        ready = self._inner.calibrated(denoiser)
-        if ready is self._inner:
-            return self
-        other = copy.copy(self)
-        other._inner = ready
-        return other
-
-    def coefficients(self, schedule: Schedule, times: Any) -> Rows:
-        return self._inner.coefficients(schedule, times)
+        self._image, self._mask, self._axes = image, mask.bool(), axes
+        self.order, self.rising, self.stochastic = None, False, True
 
     def init(self, denoiser: Denoiser, noise: Draws, rows: Rows, x: Tensor | None = None) -> State:
         shape = (len(noise), *noise.shape)

@@ -32,7 +32,6 @@ from scoreline.core.artefact import recorded
 from scoreline.core.cond import Cond
 from scoreline.core.denoiser import Denoiser, Posterior, View
 from scoreline.core.errors import InputError, unknown_name
-from scoreline.core.names import lookup
 from scoreline.core.noise import Draws
 from scoreline.core.sampler import Rows, Sampler, State
 from scoreline.core.schedule import Schedule, Time, spread
@@ -43,6 +42,7 @@ from scoreline.samplers.ddpm import DDPM, learned_log_variance
 from scoreline.samplers.euler import Euler
 from scoreline.samplers.score_sde import PC
 from scoreline.samplers.steps import posterior_step
+from scoreline.samplers.wrapped import Wrapped
 
 __all__ = ["MODES", "TimeShift", "Trace", "sweep"]
 
@@ -81,7 +81,7 @@ class Trace:
 
 
 @recorded
-class TimeShift(Sampler):
+class TimeShift(Wrapped):
     """A sampler whose times are shifted to where the state's variance belongs; no further network calls.
 
     Args:
@@ -111,10 +111,7 @@ class TimeShift(Sampler):
         nfe: int | None = None,
         grid: str | None = None,
     ) -> None:
-        self.of = of
-        self._inner: Sampler = lookup("sampler", of)() if isinstance(of, str) else of
-        self.min_steps = self._inner.min_steps
-        super().__init__(steps=steps, nfe=nfe, grid=grid)
+        super().__init__(of, steps=steps, nfe=nfe, grid=grid)
         if mode not in MODES:
             raise unknown_name("mode", mode, MODES)
         one_step = isinstance(self._inner, _ONE_STEP)
@@ -128,16 +125,7 @@ class TimeShift(Sampler):
         if not 0 <= variance < 1:
             raise InputError("variance", variance, "must lie in [0, 1): above, variance would fall with time")
         self.window, self.cutoff, self.mode, self.shift, self.variance = window, cutoff, mode, shift, variance
-        self.stochastic = self._inner.stochastic
-
-    def cost(self, steps: int) -> int:
-        return self._inner.cost(steps)
-
-    def __repr__(self) -> str:
-        # What was taken over from the inner sampler is no argument.
-        hidden = {"min_steps", "order", "stochastic"}
-        shown = {k: v for k, v in vars(self).items() if v is not None and k not in hidden and not k.startswith("_")}
-        return f"{type(self).__name__}({', '.join(f'{k}={v!r}' for k, v in shown.items())})"
+        self.order, self.per_image, self.rising = None, False, False
 
     @property
     def reach(self) -> int:
@@ -287,9 +275,6 @@ def _check_inner(inner: Sampler, mode: str, shift: str, one_step: bool) -> None:
     name = type(inner).__name__
     if isinstance(inner, TimeShift):
         raise InputError("of", name, "is shifted already; give the sampler inside it")
-    if type(inner).__call__ is not Sampler.__call__:
-        mend = "makes a run of its own (adaptive times, or a sampler inside it), not single steps on a grid; use ddim"
-        raise InputError("of", name, mend)
     if isinstance(inner, PC) and inner.corrector_steps:
         mend = "its corrector brings the state to the grid's level by itself; shift a sampler without one"
         raise InputError("of", name, mend)
