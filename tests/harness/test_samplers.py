@@ -43,7 +43,7 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
     ],
     "dpm-solver-v3": [
         {"solver_order": 3, "corrector": False, "lower_order_final": False},
-        {"solver_order": 1, "variant": "released"},
+        {"variant": "released"},
         {"pseudo": True, "half": True, "statistics": "data"},
     ],
     "usf": [{"like": "deis-2"}, {"like": "dpm-solver-2"}],

@@ -179,7 +179,7 @@ class DPMSolverV3Claim(Claim):
             values = (_together(numbers, (nfe,), what, statistics) for nfe in NFES)
             return ", ".join(f"{value:.2f} at {nfe}" for nfe, value in zip(NFES, values))
 
-        best = min(OWN, key=lambda arm: mean(numbers[arm.name]["median_10"]))  # type: ignore[type-var]
+        best = min(OWN, key=lambda arm: _mean(numbers, arm.name, "median_10"))
         return [
             "Error over that of the degenerate arm, geometric mean of the four solvers: median "
             f"{worded('model', 'median')} evaluations; mean {worded('model', 'mean')}.",
@@ -198,8 +198,11 @@ def _statistics(kind: str, seed: int, sizes: Scale) -> ModelStatistics:
 
 def _ratio(numbers: Numbers, arm: Arm, name: str, statistics: str = "model") -> float:
     """Mean over seeds with these statistics over that of the degenerate arm."""
-    own, none = ([v for v in numbers[arm.of(s)][name] if v is not None] for s in (statistics, "data"))
-    return mean(own) / mean(none)
+    return _mean(numbers, arm.of(statistics), name) / _mean(numbers, arm.of("data"), name)
+
+
+def _mean(numbers: Numbers, arm: str, name: str) -> float:
+    return mean(value for value in numbers[arm][name] if value is not None)
 
 
 def _together(numbers: Numbers, nfes: tuple[int, ...], what: str, statistics: str = "model") -> float:

@@ -175,7 +175,7 @@ class DPMSolverV3(Sampler):
         first = 0 if np.isfinite(lam[0]) else 1  # a level without signal is no point of the statistics
         zero = torch.zeros(statistics.shape, dtype=torch.float64)
         columns: dict[str, list[Any]] = {name: [] for name in [*NAMES, "fm", "fe", "correct"]}
-        points = lam[first:][np.isfinite(lam[first:])]
+        points: list[float] = lam[first:][np.isfinite(lam[first:])].tolist()
         statistics.check(points, thing="lambda of a level")
         run = Visited(statistics, points, top=POINTS - 1, rule=rule)
 

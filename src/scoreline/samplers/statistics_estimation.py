@@ -61,10 +61,10 @@ def jvp(function: Callable[..., Tensor], at: tuple[Tensor, ...], along: tuple[Te
     # With gradients enabled layers keep to operations that can be differentiated; the weights themselves are constants.
     with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
         try:
-            value, tangent = torch.func.jvp(function, at, along)
+            made: Any = torch.func.jvp(function, at, along)
         except (NotImplementedError, RuntimeError):
-            value, tangent = torch.autograd.functional.jvp(function, at, along)
-    return value.detach(), tangent.detach()
+            made = torch.autograd.functional.jvp(function, at, along)
+    return made[0].detach(), made[1].detach()
 
 
 def moments(
