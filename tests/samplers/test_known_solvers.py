@@ -26,6 +26,7 @@ SCHEDULES = names("schedule")
 
 SAME: list[tuple[str, str, dict[str, Any]]] = [
     ("ddim", "ddim", {}),
+    ("dpm-solver-1", "ddim", {}),
     ("dpm-solver++2m", "dpm-solver++2m", {}),
     ("dpm-solver++3m", "dpm-solver++3m", {}),
     ("unipc-1", "unipc", {"solver_order": 1}),

@@ -20,6 +20,7 @@ from scoreline.diffusion.closed_form import Mixture
 from scoreline.diffusion.preconditioned import Preconditioned
 from scoreline.diffusion.schedules import EDM, VP
 from scoreline.nn.unet import UNet
+from scoreline.samplers.calibrations import save
 from scoreline.samplers.model_statistics import ModelStatistics
 from scoreline.samplers.solver_schedule import SolverSchedule, Step, write_plans
 from scoreline.samplers.usf import USF
@@ -262,6 +263,9 @@ def test_ems_predictions_use_the_statistics_of_the_model(tmp_path: Path) -> None
     ems = USF(plan=plan("ems")).using(statistics)(mixture(schedule), draws())
     assert (ems.x - data).abs().max() < 1e-9
     assert ems.nfe == 4
+    save("dpm-solver-v3", model.inner, statistics)
+    found = USF(plan=plan("ems"))(mixture(schedule), draws())
+    assert torch.equal(found.x, ems.x)
     statistics.l.fill_(0.4)
     assert (USF(plan=plan("ems")).using(statistics)(mixture(schedule), draws()).x - data).abs().max() > 1e-3
 

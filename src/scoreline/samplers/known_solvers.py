@@ -48,6 +48,7 @@ def _unipc(p: int, bh: str) -> Solver:
 
 KNOWN: dict[str, Solver] = {
     "ddim": Solver("data", 1),
+    "dpm-solver-1": Solver("noise", 1),
     "dpm-solver-2": Solver("noise", 2, ((2, "dpmsolver-2"),), single=2, convergence=2),
     "dpm-solver-3": Solver("noise", 2, single=3, convergence=3),
     "dpm-solver-2m": Solver("noise", 2, ((2, "dpmsolver-2"),), convergence=2),
@@ -66,9 +67,9 @@ def known_solver(name: str, lam: Sequence[float] | np.ndarray, *, variant: str =
     """The decisions of a published solver, one a step.
 
     Args:
-        name: of `KNOWN`: ddim; dpm-solver-2, -3 and dpm-solver++2s (singlestep, whose intermediate points are visited
-            points like all others); dpm-solver-2m, -3m, dpm-solver++2m, ++3m (multistep); deis-r with a polynomial of
-            degree r in lambda; unipc-p and unipc-p-bh1 with their corrector; ipndm.
+        name: of `KNOWN`: ddim and dpm-solver-1; dpm-solver-2, -3 and dpm-solver++2s (singlestep, whose intermediate
+            points are visited points like all others); dpm-solver-2m, -3m, dpm-solver++2m, ++3m (multistep); deis-r
+            with a polynomial of degree r in lambda; unipc-p and unipc-p-bh1 with their corrector; ipndm.
         lam: (S+1,) lambda at every visited time; +inf at the clean end, -inf where no signal is left.
         variant: "released" halves the second derivative of the third-order DPM-Solvers, as their code does.
 
