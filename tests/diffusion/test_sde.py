@@ -160,5 +160,5 @@ def test_the_ode_maps_quantiles_of_a_gaussian_exactly(name: str) -> None:
 
     t0, t1 = schedule.t_max, schedule.t_min
     ends = angle(schedule, t0), angle(schedule, t1)
-    solved = integrate(lambda u, phi, rows: flow_slope(model, u, phi), at(t0), *ends, rtol=1e-9, atol=1e-9)
-    assert (solved.y - at(t1)).abs().max() < 1e-7
+    solved = integrate(lambda u, phi, rows: flow_slope(model, u, phi), at(t0), *ends, rtol=1e-7, atol=1e-7)
+    assert (solved.y - at(t1)).abs().max() < 1e-5

@@ -149,13 +149,13 @@ def moments(sampler: Sampler, schedule: Any, m: float, v: float, steps: int) -> 
 def test_reverse_diffusion_and_the_ode_agree_in_their_marginals(schedule: Any) -> None:
     """Of N(m, v) both make N(m, v); the distance between the two falls as 1/N."""
     m, v = 0.6, 0.3
-    ode = moments(Euler(), schedule, m, v, 50_000)
+    ode = moments(Euler(), schedule, m, v, 20_000)
     assert ode == pytest.approx((m, v), abs=0.02)
     for sampler in (ReverseDiffusion(), EulerMaruyama(), PC(predictor="ancestral", corrector_steps=0)):
-        errors = [abs(moments(sampler, schedule, m, v, steps)[1] - v) for steps in (500, 2000)]
-        assert errors[1] < 0.02
+        errors = [abs(moments(sampler, schedule, m, v, steps)[1] - v) for steps in (300, 1200)]
+        assert errors[1] < 0.03
         assert errors[0] > 3 * errors[1] or errors[0] < 1e-3
-        assert moments(sampler, schedule, m, v, 2000)[0] == pytest.approx(m, abs=0.01)
+        assert moments(sampler, schedule, m, v, 1200)[0] == pytest.approx(m, abs=0.01)
 
 
 @pytest.mark.check(system=15, number=7)
