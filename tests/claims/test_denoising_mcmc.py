@@ -64,6 +64,8 @@ def test_arms_of_a_budget_cost_it_all_counted(budget: int) -> None:
         assert sampler.startup() == 47
         assert sampler.cost(N - 1) == budget
         assert 2 * (N - 1) - 1 + n_skip + 1 + 47 / sizes.emissions <= budget
+    assert claim.ONE_STEP.chain == (2, 6)
+    assert claim._sampler(claim.ONE_STEP, sizes).cost(1) == 9
     plain = CLAIM.run(f"kar1 {budget}", 0, "smoke", Memo())
     assert plain["nfe"] == budget
 
@@ -96,7 +98,7 @@ def test_findings_are_sentences_about_all_arms() -> None:
             more += ["level_first_third", "level_last_third"]
         numbers[name] |= {key: [0.25] * 3 for key in more}
     found = CLAIM.findings(numbers)
-    assert len(found) == 5
+    assert len(found) == 6
     assert all("nan" not in text and text.endswith(".") for text in found)
 
 
