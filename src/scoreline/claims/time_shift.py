@@ -39,7 +39,7 @@ STEPS = (10, 20)
 SETTINGS = ((20, 200), (40, 200), (40, 300), (80, 300))
 SMOOTHING = 0.02**0.5
 GRID = "leading"  # as in the released code
-COUNT = {"laptop": 1000, "smoke": 64}
+COUNT = {"laptop": 1000, "smoke": 96}
 
 
 @dataclass(frozen=True)
