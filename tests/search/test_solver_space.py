@@ -145,3 +145,10 @@ def test_spaces_with_nothing_feasible_are_refused(settings: dict[str, Any], matc
 def test_budgets_beyond_a_table_are_refused() -> None:
     with pytest.raises(InputError, match="knows 20 levels"):
         SolverSpace(Discrete(betas="cosine", T=20), (15,))
+
+
+def test_a_small_table_is_enough() -> None:
+    space, rng = SolverSpace(Discrete(betas="cosine", T=20), (10,)), np.random.default_rng(6)
+    for _ in range(5):
+        assert_valid(space.random(10, rng), space)
+        assert_valid(space.mutate(space.random(10, rng), rng), space)

@@ -141,8 +141,12 @@ class SolverSpace:
         afs = self._draw_afs(rng) if rng.random() < self.change else None
         count = nfe + (afs is not None)
         inner: list[float] = []
+        tries = 0
         while len(inner) < count - 1:
-            t = self._random_time(rng)
+            tries += 1
+            # Few levels of a table lie where lambda changes fast; what is left then comes from anywhere.
+            anywhere = self.schedule.snap(float(rng.uniform(max(self.last), self.schedule.t_max)))
+            t = self._random_time(rng) if tries < 20 * count else float(anywhere)
             if self._inner(t) and not self._close(t, inner):
                 inner.append(t)
         times = [self.schedule.t_max, *sorted(inner, reverse=True), float(rng.uniform(*self.last))]

@@ -89,7 +89,8 @@ def search_solvers(workflow: Workflow, *, nfe: int = 5, variant: str = "paper", 
         },
     }  # fmt: skip
     held_out = {name: best[name] for name in ("mean", "low", "high", "values")}
-    write_plans(plan_path, [{"plan": best["genotype"], "held_out": held_out}], model.schedule, mean=mean, **facts)
+    kept = mean if best["genotype"].get("afs") == "average" else None
+    write_plans(plan_path, [{"plan": best["genotype"], "held_out": held_out}], model.schedule, mean=kept, **facts)
     found = [{**row["result"], "cost": row["result"]["nfe"]} for row in history[winner]]
     found = [one for one in found if np.isfinite(one["value"])]
     use = [
@@ -130,7 +131,7 @@ def mean_image(workflow: Workflow) -> list[Any] | None:
         return None
     count = min(len(images), AVERAGED)
     total = sum(images.batch(range(i, min(i + 500, count))).image.double().sum(0) for i in range(0, count, 500))
-    return (total / count).float().round(decimals=5).tolist()  # type: ignore[union-attr]
+    return np.round((total / count).numpy(), 5).tolist()  # type: ignore[union-attr]
 
 
 def _has_statistics(model: Denoiser) -> bool:
