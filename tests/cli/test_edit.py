@@ -16,8 +16,10 @@ from PIL import Image
 
 from scoreline.core.artefact import save_artefact
 from scoreline.data import load_images, to_uint8
+from scoreline.diffusion.latent import Latent
 from scoreline.diffusion.preconditioned import Preconditioned
 from scoreline.diffusion.schedules import EDM
+from scoreline.nn.autoencoder import KLAutoencoder
 from scoreline.nn.mlp import MLP
 
 KILLED = """
@@ -225,6 +227,14 @@ def test_other_artefacts_are_refused(scoreline: Any, tiny: str, tmp_path: Path) 
     options = ("--task", "classify", "--classifier", "digits-net", "--out", "made")
     scoreline("edit", tiny, *options).fails(1, "not a classifier")
     scoreline("edit", "digits-noisy-classifier", *INPAINT, "--out", "made").fails(1, "not a denoiser")
+    assert not (tmp_path / "made").exists()
+
+
+def test_models_of_latents_are_refused(scoreline: Any, tmp_path: Path) -> None:
+    autoencoder = KLAutoencoder(in_shape=(1, 8, 8), latent_channels=3, base_channels=32, channel_mult=(1, 2))
+    inner = Preconditioned(MLP(in_shape=autoencoder.latent_shape, width=8, depth=1), EDM())
+    save_artefact(tmp_path / "latent.safetensors", Latent(inner, autoencoder, scale=1.0))
+    scoreline("edit", "./latent.safetensors", *INPAINT, "--out", "made").fails(2, "latents")
     assert not (tmp_path / "made").exists()
 
 

@@ -367,7 +367,7 @@ def _make(
                 if n in wanted:
                     _write(_path(folder, task, n), picture)
                     ledger.add(str(n), nfe=spent)
-            advance(len(wanted), f"{spent:g} evaluations each" if spent else "")
+            advance(len(wanted), f"{spent:g} evaluations each" if spent else "encoded and decoded")
     return sum(map(len, missing)), spent
 
 
