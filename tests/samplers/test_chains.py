@@ -113,7 +113,7 @@ def test_gibbs_with_drawn_levels_reproduces_the_joint_density() -> None:
     means = torch.tensor([[-1.0], [1.0]], dtype=torch.float64)
     model = Mixture(EDM(), means, 0.1, [0.3, 0.7])
     predictor = ExactLevels(model, sigma_min=0.15, sigma_max=0.6, levels=8)
-    chain = chains(model, predictor, count=400, rule="sample", eta=0.02, start_steps=10, burn_in=0, settle=100)
+    chain = chains(model, predictor, count=250, rule="sample", eta=0.02, start_steps=10, burn_in=0, settle=60)
     chain.start()
     assert chain.y is not None
     assert chain.at is not None
@@ -124,7 +124,7 @@ def test_gibbs_with_drawn_levels_reproduces_the_joint_density() -> None:
         cell = torch.bucketize(chain.y[:, 0], edges) - 1
         inside = (cell >= 0) & (cell < 12)
         seen += torch.bincount(chain.at[inside] * 12 + cell[inside], minlength=96).view(8, 12)
-    seen /= 250 * 400
+    seen /= 250 * 250
     fine = torch.linspace(-3, 3, 12 * 40 + 1, dtype=torch.float64)
     middle = 0.5 * (fine[1:] + fine[:-1])[:, None]
     wanted = torch.stack(

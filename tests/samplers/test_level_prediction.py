@@ -120,7 +120,7 @@ def test_a_trained_predictor_finds_levels(digits: tuple) -> None:
     model, images = digits
     seen = []
     made = LevelPredictor.calibrate(
-        model, images, samples=15_000, batch_size=50, levels=6, channels=(8, 8), sigma_min=0.1, sigma_max=3.0, lr=5e-3,
+        model, images, samples=15_000, batch_size=100, levels=6, channels=(8, 8), sigma_min=0.1, sigma_max=3.0, lr=1e-2,
         advance=lambda n, text: seen.append(n),
     )  # fmt: skip
     assert sum(seen) == 15_000
