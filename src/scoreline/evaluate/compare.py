@@ -10,6 +10,7 @@ import datetime
 import hashlib
 import json
 import math
+import os
 import shlex
 import warnings as python_warnings
 from collections.abc import Iterator, Sequence
@@ -59,7 +60,9 @@ class Arm:
 
     @property
     def name(self) -> str:
-        return f"{self.spec.replace(':', '-').replace('=', '').replace('+', 'p')}-{self.nfe or 'adaptive'}"
+        # It names files: a path among the settings must not become folders.
+        plain = self.spec.replace(":", "-").replace("=", "").replace("+", "p").replace("/", "_").replace(os.sep, "_")
+        return f"{plain}-{self.nfe or 'adaptive'}"
 
 
 def rmse_per_image(a: Tensor, b: Tensor) -> Tensor:
