@@ -9,14 +9,12 @@ are exactly 1 elsewhere. "skip" means the long connections of the U-Net, not EDM
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Sequence
 from dataclasses import replace
 from types import SimpleNamespace
-from typing import Any, Self
+from typing import Self
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -25,12 +23,12 @@ from scoreline.core.cond import Cond
 from scoreline.core.denoiser import Denoiser, Posterior, View
 from scoreline.core.encoder import Encoder
 from scoreline.core.errors import InputError, unknown_name
-from scoreline.core.names import lookup
-from scoreline.core.noise import Draws, Noise
-from scoreline.core.sampler import Rows, Sample, Sampler, State
-from scoreline.core.schedule import Schedule, Time
+from scoreline.core.noise import Noise
+from scoreline.core.sampler import Sampler, State
+from scoreline.core.schedule import Time
 from scoreline.nn.plan import Plan, linear
 from scoreline.samplers.ddim import DDIM
+from scoreline.samplers.wrapped import Wrapped
 
 __all__ = ["SIDES", "SkipTuned", "SkipTuning", "denoising_losses", "inversion_moments", "joint_count", "skip_plan"]
 __all__ += ["skip_ratios"]
@@ -142,7 +140,7 @@ def _check_range(low: float, high: float) -> None:
 
 
 @recorded
-class SkipTuning(Sampler):
+class SkipTuning(Wrapped):
     """A sampler on the skip-tuned network.
 
     Args:
@@ -176,15 +174,10 @@ class SkipTuning(Sampler):
         self.of, self.rho, self.top, self.index, self.side, self.low, self.high = of, rho, top, index, side, low, high
         skip_plan(2, rho, top, index=index, side=side)
         _check_range(low, high)
-        inner: Sampler = lookup("sampler", of)() if isinstance(of, str) else of
-        if isinstance(inner, SkipTuning):
+        if of == "skip-tuning" or isinstance(of, SkipTuning):
             raise InputError("of", "skip-tuning", "is tuned already; name the sampler inside it")
-        self.min_steps = inner.min_steps
-        super().__init__(steps=steps, nfe=nfe, grid=grid)
-        self._inner = copy.copy(inner)
-        self._inner.steps, self._inner.nfe, self._inner.grid = steps, nfe, grid or inner.grid
-        self.order, self.stochastic, self.rising = inner.order, inner.stochastic, inner.rising
-        self.per_image = inner.per_image and (self._nothing or (low <= 0 and math.isinf(high)))
+        super().__init__(of, steps=steps, nfe=nfe, grid=grid)
+        self.per_image = self.per_image and (self._nothing or (low <= 0 and math.isinf(high)))
 
     @property
     def _nothing(self) -> bool:
@@ -201,49 +194,12 @@ class SkipTuning(Sampler):
         plan = skip_plan(joint_count(denoiser), self.rho, self.top, index=self.index, side=self.side)
         return SkipTuned(denoiser, plan, low=self.low, high=self.high)
 
-    def cost(self, steps: int) -> int:
-        return self._inner.cost(steps)
-
-    def plan(self, evaluations: int = 1) -> int:
-        return self._inner.plan(evaluations)
-
-    def times(self, schedule: Schedule, evaluations: int = 1) -> np.ndarray:
-        return self._inner.times(schedule, evaluations)
-
     def calibrated(self, denoiser: Denoiser) -> Self:
         self.tuned(denoiser)  # refused here, before any work
-        ready = self._inner.calibrated(denoiser)
-        if ready is self._inner:
-            return self
-        other = copy.copy(self)
-        other._inner = ready
-        return other
-
-    def coefficients(self, schedule: Schedule, times: Any) -> Rows:
-        return self._inner.coefficients(schedule, times)
-
-    def init(self, denoiser: Denoiser, noise: Draws, rows: Rows, x: Tensor | None = None) -> State:
-        return self._inner.init(denoiser, noise, rows, x)
+        return super().calibrated(denoiser)
 
     def step(self, denoiser: Denoiser, state: State, row: SimpleNamespace) -> State:
         return self._inner.step(self.tuned(denoiser), state, row)
-
-    def __call__(
-        self,
-        denoiser: Denoiser,
-        noise: Draws,
-        *,
-        times: Any = None,
-        x: Tensor | None = None,
-        trajectory: bool = False,
-    ) -> Sample:
-        ready = self.calibrated(denoiser)
-        return ready._inner(ready.tuned(denoiser), noise, times=times, x=x, trajectory=trajectory)
-
-    def __repr__(self) -> str:
-        names = ("of", "rho", "top", "index", "side", "low", "high", "steps", "nfe", "grid")
-        shown = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
-        return f"SkipTuning({', '.join(f'{k}={v!r}' for k, v in shown.items())})"
 
 
 @torch.no_grad()
