@@ -258,6 +258,11 @@ def main(
     for name, summary in result["models"].items():
         shown(name, {**summary["ours"], **summary["theirs"], **summary["apart"]}, budgets, "frechet")
         print()
+    for name, summary in result["models"].items():
+        for spec, at in {**summary["ours"], **summary["theirs"], **summary["apart"]}.items():
+            for nfe, value in at.items():
+                if "reason" in value:
+                    print(f"did not run: {name}, {spec} at {nfe}: {value['reason']}")
     for spec, reason in left.items():
         print(f"left out: {spec}: {reason}")
     aimed = [row["ratio"] for s in result["models"].values() for nfe, row in s["ratios"].items() if nfe in AIMED]
