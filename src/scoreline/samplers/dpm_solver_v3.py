@@ -14,6 +14,7 @@ the cleanest level: a grid that ends there is made one level longer, and left wi
 from __future__ import annotations
 
 import copy
+import functools
 from contextlib import suppress
 from types import SimpleNamespace
 from typing import Any, Self
@@ -44,6 +45,8 @@ __all__ = ["DPMSolverV3", "corrector_order", "predictor_order"]
 
 DEGENERATE = {"data": data_prediction, "noise": noise_prediction}
 VARIANTS = ("paper", "released")
+# What coefficients depend on.
+SETTINGS = ("solver_order", "corrector", "pseudo", "pseudo_corrector", "half", "lower_order_final", "variant")
 # A corrector of the pseudo order above order 3 has four points.
 POINTS = 4
 # Step x = a x + sum_k w_k f_k + c, its correction likewise, and f's share of x.
@@ -168,7 +171,10 @@ class DPMSolverV3(Sampler):
         if self._held is None:
             mend = "need the model's: call calibrated(model), or give statistics=data, noise or a path"
             raise InputError("statistics", self.statistics, mend)
-        statistics = self._held
+        settings = tuple((name, getattr(self, name)) for name in SETTINGS)
+        return _kept(settings, self._held, schedule, tuple(np.asarray(times, dtype=np.float64).tolist()))
+
+    def _rows(self, statistics: ModelStatistics, schedule: Schedule, times: np.ndarray) -> Rows:
         steps, rule = len(times) - 1, "gauss" if self.variant == "paper" else "trapezoid"
         lam = np.asarray(schedule.lam(np.asarray(times)), dtype=np.float64)
         alpha, sigma = np.asarray(schedule.alpha(times)), np.asarray(schedule.sigma(times))
@@ -242,3 +248,11 @@ class DPMSolverV3(Sampler):
         for weight, point in zip(w, points):
             ahead = torch.addcmul(ahead, weight, point)
         return State(ahead, state.noise, (ready, x, points[:3]))
+
+
+@functools.lru_cache(maxsize=16)
+def _kept(
+    settings: tuple[tuple[str, Any], ...], statistics: ModelStatistics, schedule: Schedule, times: tuple[float, ...]
+) -> Rows:
+    """The rows of a run, which its batches share."""
+    return DPMSolverV3(**dict(settings))._rows(statistics, schedule, np.array(times))
