@@ -436,8 +436,14 @@ class Asked(Denoiser):
         return self.inner(x, t, cond)
 
 
+# A chain's start is shared by all images of its life, so that two images alone cost more than their share; that a whole
+# life costs what is said, and that budgets hold for it, is asked in tests/samplers/test_denoising_mcmc.py.
+ALONE = [case for case in CASES if case[0] != "denoising-mcmc"]
+each_alone = pytest.mark.parametrize("case", ALONE, ids=shown)
+
+
 @pytest.mark.parametrize("evaluations", [1, 2])
-@every
+@each_alone
 def test_cost_is_what_is_counted(case: Case, evaluations: int) -> None:
     draws = Noise(0).at(range(2), (3,))
     for steps in (make(case).min_steps, 7):
@@ -450,7 +456,7 @@ def test_cost_is_what_is_counted(case: Case, evaluations: int) -> None:
 
 
 @pytest.mark.parametrize("evaluations", [1, 2])
-@every
+@each_alone
 def test_a_budget_buys_the_largest_run_not_above_it(case: Case, evaluations: int) -> None:
     schedule = lookup("schedule", "edm")()
     draws = Noise(0).at([0], (3,))
