@@ -7,7 +7,6 @@ layers; the paper moves plans between models of one kind, so it is not bound to 
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import itertools
 import json
@@ -24,11 +23,10 @@ from scoreline.core.artefact import FORMAT, describe, recorded
 from scoreline.core.denoiser import Denoiser
 from scoreline.core.errors import ArtefactError, InputError
 from scoreline.core.files import read_json, write_json
-from scoreline.core.names import lookup
-from scoreline.core.noise import Draws
 from scoreline.core.sampler import Rows, Sampler, State
 from scoreline.core.schedule import Schedule
 from scoreline.nn.plan import Plan
+from scoreline.samplers.wrapped import Wrapped
 
 __all__ = ["Planned", "RunPlan", "read_plan", "write_plan"]
 
@@ -145,7 +143,7 @@ def read_plan(path: str | os.PathLike[str]) -> RunPlan:
 
 
 @recorded
-class Planned(Sampler):
+class Planned(Wrapped):
     """A sampler that visits the levels of a plan, and leaves out the layers that the plan names at each.
 
     Args:
@@ -168,35 +166,25 @@ class Planned(Sampler):
         nfe: int | None = None,
         grid: str | None = None,
     ) -> None:
-        self.file, self.of = plan, of
-        inner: Sampler = lookup("sampler", of)() if isinstance(of, str) else of
-        self.min_steps = inner.min_steps
-        super().__init__(steps=steps, nfe=nfe, grid=grid)
-        if type(inner).__call__ is not Sampler.__call__:
-            raise InputError("of", type(inner).__name__, "makes its own steps; use one with a fixed grid")
-        self._inner = copy.copy(inner)
-        self._inner.steps, self._inner.nfe, self._inner.grid = steps, nfe, grid or inner.grid
+        super().__init__(of, steps=steps, nfe=nfe, grid=grid)
+        self.file = plan
         self._plan = None if plan is None else RunPlan.of(plan) if isinstance(plan, Mapping) else read_plan(plan)
         if self._plan is not None:
             count = len(self._plan.times)
             if steps not in (None, count):
                 raise InputError("steps", steps, f"the plan has {count}; leave steps out")
             if count < self.min_steps:
-                raise InputError("plan", count, f"{type(inner).__name__} needs at least {self.min_steps} steps")
-        self.order, self.stochastic = inner.order, inner.stochastic
-        self.per_image, self.rising = inner.per_image, inner.rising and self._plan is None
+                raise InputError("plan", count, f"{type(self._inner).__name__} needs at least {self.min_steps} steps")
+            self.rising = False
 
     @property
     def run_plan(self) -> RunPlan | None:
         """The plan."""
         return self._plan
 
-    def cost(self, steps: int) -> int:
-        return self._inner.cost(steps)
-
     def plan(self, evaluations: int = 1) -> int:
         if self._plan is None:
-            return self._inner.plan(evaluations)
+            return super().plan(evaluations)
         steps = len(self._plan.times)
         if self.nfe is not None and self.cost(steps) * evaluations > self.nfe:
             raise InputError("nfe", self.nfe, f"the plan costs {self.cost(steps) * evaluations} on this model")
@@ -204,7 +192,7 @@ class Planned(Sampler):
 
     def times(self, schedule: Schedule, evaluations: int = 1) -> np.ndarray:
         if self._plan is None:
-            return self._inner.times(schedule, evaluations)
+            return super().times(schedule, evaluations)
         self.plan(evaluations)
         self._plan.check(schedule)
         return np.append(self._plan.times, schedule.clean)
@@ -213,20 +201,12 @@ class Planned(Sampler):
         for drop in set(self._plan.drop if self._plan is not None else ()):
             if drop:
                 denoiser.under(Plan(drop=drop))  # refused here, before any work
-        ready = self._inner.calibrated(denoiser)
-        if ready is self._inner:
-            return self
-        other = copy.copy(self)
-        other._inner = ready
-        return other
+        return super().calibrated(denoiser)
 
     def coefficients(self, schedule: Schedule, times: Any) -> Rows:
         if self._plan is not None and any(self._plan.drop) and len(times) - 1 != len(self._plan.drop):
             raise InputError("times", len(times) - 1, f"the plan leaves out layers in {len(self._plan.drop)} steps")
-        return self._inner.coefficients(schedule, times)
-
-    def init(self, denoiser: Denoiser, noise: Draws, rows: Rows, x: Any = None) -> State:
-        return self._inner.init(denoiser, noise, rows, x)
+        return super().coefficients(schedule, times)
 
     def step(self, denoiser: Denoiser, state: State, row: SimpleNamespace) -> State:
         drop = self._plan.drop[row.i] if self._plan is not None and any(self._plan.drop) else frozenset()
