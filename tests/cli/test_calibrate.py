@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 
 from scoreline.core.artefact import read_header
 from scoreline.core.load import load
+from scoreline.evaluate import calibration
 from scoreline.evaluate.calibration import model_samples, settings_of
 from scoreline.samplers import statistics_estimation
 
@@ -83,6 +84,27 @@ def test_samples_of_the_model_stand_for_its_data(scoreline: Any, tiny: str, tmp_
     whole = model_samples(model, 7, tmp_path / "t", seed=0, batch_size=7).batch(range(7))
     torch.testing.assert_close(batch.image, whole.image, rtol=0, atol=1e-4)
     assert len(list((tmp_path / "s").iterdir())) == 3
+
+
+def test_a_classifier_of_levels_is_trained_on_few_samples_of_the_model(
+    scoreline: Any, tiny: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is shown many noised images, for which the model makes a limited number of clean ones."""
+    asked, make = [], calibration.model_samples
+
+    def counted(model: Any, count: int, *rest: Any, **settings: Any) -> Any:
+        asked.append(count)
+        return make(model, count, *rest, **settings)
+
+    monkeypatch.setattr(calibration, "MOST_SAMPLES", 6)
+    monkeypatch.setattr(calibration, "model_samples", counted)
+    command = ["--for", "denoising-mcmc", "--samples", "40", "--batch-size", "20", "--levels", "12", "--json"]
+    answer = scoreline("calibrate", tiny, *command, "--data", "samples")
+    assert answer.code == 0, answer.err
+    assert asked == [6]
+    answer = scoreline("sample", tiny, "--sampler", "denoising-mcmc", "--nfe", "9", "--seeds", "0:2", "--out", "made")
+    assert answer.code == 0, answer.err
+    assert len(list(Path("made").rglob("*.png"))) == 2
 
 
 def test_refusals(scoreline: Any, tiny: str, tmp_path: Path, own_cache: Path) -> None:

@@ -32,6 +32,8 @@ __all__ = ["calibrate", "model_samples", "settings_of"]
 # What every calibration takes; all else in its signature is a setting of its own.
 _COMMON = {"denoiser", "images", "samples", "batch_size", "seed", "folder", "advance"}
 STEPS = 200
+MOST_SAMPLES = 10_000
+"""Images that a model makes of itself at most; a calibration that wants more noised ones shows them again."""
 
 
 def settings_of(name: str) -> list[str]:
@@ -99,9 +101,10 @@ def calibrate(
     job |= {"batch_size": batch_size, "seed": seed, **own}
     mark = hashlib.sha256(json.dumps(job, sort_keys=True).encode()).hexdigest()[:16]
     folder = cache_folder() / "calibrations" / f"{name}-{mark}.unfinished"
-    with progress(f"calibrate {name}", samples * (2 if source == "samples" else 1), quiet=quiet) as advance:
+    made_first = min(samples, MOST_SAMPLES) if source == "samples" else 0
+    with progress(f"calibrate {name}", samples + made_first, quiet=quiet) as advance:
         if source == "samples":
-            images = model_samples(model, samples, folder, seed=seed, batch_size=batch_size, advance=advance)
+            images = model_samples(model, made_first, folder, seed=seed, batch_size=batch_size, advance=advance)
         else:
             images = load_images(source, split=part)
         made = kind.calibrate(
