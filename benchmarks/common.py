@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -98,6 +99,41 @@ def _shown(cell: object) -> str:
     return f"{cell:.0f}" if abs(cell) >= 100 else f"{cell:#.3g}"
 
 
+def markdown(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """A table in Markdown; figures with three digits."""
+
+    def cell(value: object) -> str:
+        if not isinstance(value, float):
+            return str(value)
+        if value != 0 and abs(value) < 1e-4:
+            return f"{value:.1e}"
+        return f"{value:.0f}" if abs(value) >= 1000 else f"{value:#.3g}".rstrip(".")
+
+    return "\n".join("| " + " | ".join(cell(c) for c in line) + " |" for line in [head, ["---"] * len(head), *rows])
+
+
+def placed(page: str, tag: str, texts: Mapping[str, str]) -> str:
+    """The page with each text under its line `% tag: name`, in place of the lines that follow it up to an empty one.
+
+    Raises:
+        ValueError: a place without a text, or a text without a place.
+    """
+    names = re.findall(rf"^% {tag}: (\S+)$", page, re.M)
+    if sorted(names) != sorted(texts):
+        raise ValueError(f"the page has places for {sorted(names)}, the record tables for {sorted(texts)}")
+    for name, text in texts.items():
+        place = re.compile(rf"(^% {tag}: {re.escape(name)}\n)(?:.+\n)*", re.M)
+        page = place.sub(lambda found, text=text: f"{found[1]}{text}\n", page)
+    return page
+
+
+def save(file: Path, text: str) -> None:
+    """Write whole or not at all."""
+    partial = file.with_name(file.name + ".part")
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, file)
+
+
 def load() -> float | None:
     """The machine's load average over the last minute, None where it is not told."""
     return round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
@@ -132,9 +168,7 @@ def finish(name: str, chosen: argparse.Namespace, result: Mapping[str, Any], bef
     facts = record["machine"]
     print(f"{facts['processor']}, {facts['threads']} threads, torch {facts['torch']}, load {before} to {load()}")
     if chosen.json is not None:
-        partial = chosen.json.with_name(chosen.json.name + ".part")
-        partial.write_text(json.dumps(record, indent=1) + "\n")
-        os.replace(partial, chosen.json)
+        save(chosen.json, json.dumps(record, indent=1) + "\n")
     return record
 
 

@@ -15,8 +15,6 @@ from __future__ import annotations
 import argparse
 import io
 import json
-import os
-import re
 import time
 import warnings
 from collections.abc import Callable, Sequence
@@ -30,6 +28,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 import scoreline as sl
+from common import markdown, placed, save
 from scoreline.core.cost import machine
 from scoreline.data import load_images
 from scoreline.data.transforms import from_uint8, resize, to_uint8
@@ -282,41 +281,10 @@ def photographs(count: int, weights: Path | None) -> tuple[dict[str, Table], str
 # --- the record and the page -------------------------------------------------------------------------------------
 
 
-def markdown(shown: Table) -> str:
-    """A table in Markdown; figures with three digits."""
-
-    def cell(value: Any) -> str:
-        if not isinstance(value, float):
-            return str(value)
-        if value != 0 and abs(value) < 1e-4:
-            return f"{value:.1e}"
-        return f"{value:.0f}" if abs(value) >= 1000 else f"{value:#.3g}".rstrip(".")
-
-    lines = [shown["head"], ["---"] * len(shown["head"]), *shown["rows"]]
-    return "\n".join("| " + " | ".join(cell(c) for c in line) + " |" for line in lines)
-
-
 def written(page: str, record: dict[str, Any]) -> str:
-    """The page with each table in its place.
-
-    Raises:
-        ValueError: a place without a table, or a table without a place.
-    """
-    names = re.findall(r"^% effects: (\S+)$", page, re.M)
-    if sorted(names) != sorted([*record["tables"], "end"]):
-        raise ValueError(f"the page has places for {sorted(names)}, the record tables for {sorted(record['tables'])}")
-    for name, shown in record["tables"].items():
-        place = re.compile(rf"(^% effects: {re.escape(name)}\n)(?:\|.*\n)*", re.M)
-        page = place.sub(lambda found, shown=shown: found[1] + markdown(shown) + "\n", page)
-    last = f"The Inception here: {record['network']}."
-    return re.sub(r"(^% effects: end\n)(?:.+\n)?", lambda found: f"{found[1]}{last}\n", page, flags=re.M)
-
-
-def save(file: Path, text: str) -> None:
-    """Write whole or not at all."""
-    partial = file.with_name(file.name + ".part")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, file)
+    """The page with each table in its place."""
+    tables = {name: markdown(shown["head"], shown["rows"]) for name, shown in record["tables"].items()}
+    return placed(page, "effects", tables | {"end": f"The Inception here: {record['network']}."})
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
@@ -342,7 +310,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         "machine": machine(),
     }
     for name, shown in record["tables"].items():
-        print(f"\n{name}\n{markdown(shown)}")
+        print(f"\n{name}\n{markdown(shown['head'], shown['rows'])}")
     print(f"\n{network}; {record['seconds']} s")
     if chosen.json is not None:
         save(chosen.json, json.dumps(record, indent=1) + "\n")

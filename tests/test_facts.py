@@ -255,14 +255,14 @@ def test_the_check_names_what_changed_and_the_mend(
 ) -> None:
     monkeypatch.setattr(facts, "ROOT", tmp_path)
     monkeypatch.setattr(facts, "FACTS", tmp_path / "facts.json")
-    (tmp_path / "record.json").write_text(json.dumps({"t::one": check(12, 1)}))
+    (tmp_path / "record.json").write_text(json.dumps({"t::one": check(48, 1)}))
     assert facts.main(["gather", str(tmp_path / "record.json")]) == 0
     assert facts.main(["check", str(tmp_path / "record.json")]) == 0
     capsys.readouterr()
     (tmp_path / "record.json").write_text(json.dumps({}))
     assert facts.main(["check", str(tmp_path / "record.json")]) == 1
     said = capsys.readouterr().err
-    assert "12 DEIS: tests, checks, state, missing (incomplete -> planned)" in said
+    assert "48 iFormer: tests, checks, state, missing (incomplete -> planned)" in said
     assert "make facts" in said
     assert "13 InstaFlow" not in said
 

@@ -60,13 +60,23 @@ def test_an_import_against_the_order_of_the_rooms_is_refused(tmp_path: Path, roo
     assert f"scoreline.{room}.against_the_order" in done.stdout
 
 
+# Who may unpickle, and what.
+PICKLING = {
+    "search/engine.py": "calls, sent to its own worker processes and never stored",
+    "bridges/unpickling.py": "files of others, by a reader that knows a closed list of harmless names",
+}
+
+
 @pytest.mark.parametrize("file", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
 def test_the_rules_of_a_file(file: Path) -> None:
     text = file.read_text(encoding="utf-8")
     tree = ast.parse(text)
     assert not tree.body or ast.get_docstring(tree), "say what the file is and which paper it follows"
     assert len(text.splitlines()) <= LONGEST
-    assert list(broken(tree)) == []
+    found = list(broken(tree))
+    if file.relative_to(PACKAGE).as_posix() in PICKLING:
+        found = [text for text in found if "pickling library" not in text]
+    assert found == []
 
 
 def broken(tree: ast.Module) -> Iterator[str]:

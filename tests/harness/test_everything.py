@@ -64,6 +64,9 @@ SMALL: dict[tuple[str, str], Callable[[], Any]] = {
     ("calibration", "denoising-mcmc"): lambda: lookup("calibration", "denoising-mcmc")(
         in_shape=list(IMAGE), channels=[4, 4], levels=12, sigma_max=20.0
     ),
+    ("calibration", "dpm-solver-v3"): lambda: lookup("calibration", "dpm-solver-v3")(
+        shape=list(IMAGE), nodes=4, low=-2.0, high=3.0
+    ),
     ("encoder", "dinov2-vit-l-14"): lambda: lookup("encoder", "dinov2-vit-l-14")(
         width=16, depth=1, heads=2, trained_size=28, size=28
     ),

@@ -175,7 +175,7 @@ class DiffusersUNet(_Foreign):
 
     def _layer(
         self, tracer: Tracer, layer: Any, index: int, joint: int | None, forward: Forward, x: Tensor,
-        *args: Any, **kwargs: Any,
+        *args: Any, **more: Any,
     ) -> Any:  # fmt: skip
         if joint is not None:
             # The block reads concat(hidden, skip); both sides pass the plan's factors.
@@ -186,9 +186,9 @@ class DiffusersUNet(_Foreign):
             x = torch.cat([hidden, skip], 1)
         if index in tracer.plan.drop:
             out: Any = _shortcut(layer, x)
-            wrapped = (out,) if kwargs.get("return_dict", True) is False else out
+            wrapped = (out,) if more.get("return_dict", True) is False else out
         else:
-            wrapped = forward(x, *args, **kwargs)
+            wrapped = forward(x, *args, **more)
         _keep(tracer, f"layer.{index}", wrapped[0] if isinstance(wrapped, tuple) else wrapped)
         return wrapped
 
@@ -221,20 +221,20 @@ def _shortcut(layer: Any, x: Tensor) -> Tensor:
     return x if layer.conv_shortcut is None else layer.conv_shortcut(x)
 
 
-def _before(tracer: Tracer, name: str, forward: Forward, x: Tensor, *args: Any, **kwargs: Any) -> Any:
+def _before(tracer: Tracer, name: str, forward: Forward, x: Tensor, *args: Any, **more: Any) -> Any:
     _keep(tracer, name, x)
-    return forward(x, *args, **kwargs)
+    return forward(x, *args, **more)
 
 
-def _after(tracer: Tracer, name: str, forward: Forward, x: Tensor, *args: Any, **kwargs: Any) -> Any:
-    out = forward(x, *args, **kwargs)
+def _after(tracer: Tracer, name: str, forward: Forward, x: Tensor, *args: Any, **more: Any) -> Any:
+    out = forward(x, *args, **more)
     _keep(tracer, name, out)
     return out
 
 
-def _around(tracer: Tracer, first: str, last: str, forward: Forward, x: Tensor, *args: Any, **kwargs: Any) -> Any:
+def _around(tracer: Tracer, first: str, last: str, forward: Forward, x: Tensor, *args: Any, **more: Any) -> Any:
     _keep(tracer, first, x)
-    out = forward(x, *args, **kwargs)
+    out = forward(x, *args, **more)
     _keep(tracer, last, out)
     return out
 
@@ -279,6 +279,6 @@ class DiffusersDiT(_Foreign):
         return plan
 
 
-def _nothing(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+def _nothing(x: Tensor, *args: Any, **more: Any) -> Tensor:
     """A dropped branch: the gate multiplies zeros, the residual sum stays what it was."""
     return torch.zeros_like(x)

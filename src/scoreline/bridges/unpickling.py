@@ -41,12 +41,12 @@ class Record:
 
     origin: str = ""
 
-    def __new__(cls, *args: Any, **kwargs: Any) -> Record:
+    def __new__(cls, *args: Any, **keywords: Any) -> Record:
         made = super().__new__(cls)
         made.__dict__["args"], made.__dict__["state"] = args, {}
         return made
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, **keywords: Any) -> None:
         pass
 
     def __setstate__(self, state: Any) -> None:
