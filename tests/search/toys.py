@@ -36,22 +36,31 @@ class Climber:
 
 @dataclass
 class Bowl:
-    """(x - 17)^2; counts its calls in a folder, may be slow, may die at its n-th call, may wait for a file."""
+    """(x - 17)^2; counts its calls in a folder, may be slow, may die at its n-th call, may wait until so many processes
+    have called."""
 
     folder: str
     pause: float = 0.0
     dies_at: int | None = None
     always: bool = False
+    meet: int = 1
     log: list[int] = field(default_factory=list)
 
     def calls(self) -> int:
         return len(list(Path(self.folder).glob("call-*")))
+
+    def callers(self) -> set[str]:
+        """The processes that called."""
+        return {path.name.split("-")[2] for path in Path(self.folder).glob("call-*")}
 
     def __call__(self, genotype: Mapping[str, Any]) -> dict[str, float]:
         n = self.calls()
         (Path(self.folder) / f"call-{n:04d}-{os.getpid()}-{time.monotonic_ns()}").write_text(str(genotype["x"]))
         if self.dies_at is not None and (n == self.dies_at or self.always):
             os.kill(os.getpid(), signal.SIGKILL)
+        until = time.monotonic() + 20
+        while len(self.callers()) < self.meet and time.monotonic() < until:
+            time.sleep(0.05)
         time.sleep(self.pause)
         return {"value": float((genotype["x"] - 17) ** 2), "threads": float(torch.get_num_threads())}
 
