@@ -28,7 +28,7 @@ help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
 
 demo: $(RUN)  ## compare samplers on the digits model and write $(OUT)/report.html
-	$(VENV)/bin/scoreline compare digits --samplers heun,ddim,dpm-solver++2m,dpm-solver++3m --nfe 5,10,20 --out $(OUT)
+	$(VENV)/bin/scoreline compare digits --samplers heun,ddim,deis,dpm-solver++2m,dpm-solver-v3 --nfe 5,10,20 --out $(OUT)
 
 test: lint  ## lint, all quick tests, and facts.json against the tree
 	$(TESTS) -m "not slow" --facts $(RECORD) $(PYTEST_ARGS) tests

@@ -1,6 +1,6 @@
 """The tables and the plot of the page "Which sampler should I use", from what bench_solvers.py measured.
 
-python benchmarks/bench_solvers.py --json benchmarks/results/solvers.json
+python benchmarks/bench_solvers.py --images 100 --json benchmarks/results/solvers.json
 python benchmarks/which_sampler.py [--record FILE] [--page FILE] [--plot FILE]
 """
 
