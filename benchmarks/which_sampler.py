@@ -79,7 +79,7 @@ def plot(record: Mapping[str, Any], file: Path) -> None:
             ax.fill_between(x, low, high, color=f"C{colour}", alpha=0.1, linewidth=0)
         ax.set(title=name, yscale="log", xlabel="network evaluations per image", xticks=budgets)
         ax.grid(alpha=0.3)
-    axes[0][0].set_ylabel("RMSE to the converged ODE, median image")
+    axes[0][0].set_ylabel("median RMSE to the converged ODE")
     handles, labels = axes[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False)
     figure.savefig(file, dpi=110)
