@@ -89,10 +89,11 @@ class _Foreign(Network):
             return None
 
     def _call(self, x: Tensor, t: Tensor, cond: Cond) -> Tensor:
+        """The network itself, (B, ...); each kind of network defines this."""
         raise NotImplementedError
 
     def _forwards(self, tracer: Tracer) -> list[tuple[nn.Module, Forward]]:
-        """Which parts act differently under the tracer's plan, and how."""
+        """Which parts act differently under the tracer's plan, and how; each kind of network defines this."""
         raise NotImplementedError
 
 
