@@ -1,4 +1,4 @@
-"""`scoreline models`: the models that come with scoreline."""
+"""`scoreline models`: the models that come with scoreline, or what a file or folder holds."""
 
 from __future__ import annotations
 
@@ -9,11 +9,14 @@ def run(name: str | None = None, /) -> list[dict[str, Any]]:
     """The models that come with scoreline, or the card of one.
 
     Args:
-        name: a built-in name or the path of an artefact; nothing lists all built-in ones.
+        name: a built-in name, the path of an artefact, or that of a pipeline folder of diffusers; nothing lists all
+            built-in ones.
     """
     from scoreline.core.artefact import read_header
     from scoreline.core.load import model_cards, model_path
 
+    if name is not None and model_path(name).is_dir():
+        return [_of_folder(name)]
     headers = model_cards() if name is None else {name: read_header(model_path(name))}
     return [
         {
@@ -22,6 +25,24 @@ def run(name: str | None = None, /) -> list[dict[str, Any]]:
         }
         for key, header in headers.items()
     ]  # fmt: skip
+
+
+def _of_folder(name: str) -> dict[str, Any]:
+    """What a folder holds; it has no header of ours, so that it is loaded whole."""
+    from scoreline.core.artefact import describe
+    from scoreline.core.load import load
+
+    model = load(name)
+    schedule = describe(model.schedule)
+    # A table of a thousand betas says less than its length; what it was made of stands under "scheduler".
+    known = model.schedule.known
+    facts = schedule["args"] if known is None else {"levels": len(known)}
+    header = model.header
+    return {
+        "name": name, "kind": header["kind"], "class": header["name"], "fingerprint": header["fingerprint"],
+        "schedule": {"name": schedule["name"], **facts}, "shape": list(model.shape),
+        "classes": model.num_classes, "parameters": sum(p.numel() for p in model.parameters()), **header["card"],
+    }  # fmt: skip
 
 
 def show(result: list[dict[str, Any]]) -> None:

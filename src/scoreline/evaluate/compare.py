@@ -37,7 +37,7 @@ from scoreline.data.grid import picture_grid, write_png
 from scoreline.evaluate.ledger import Ledger
 from scoreline.evaluate.progress import progress
 from scoreline.evaluate.protocols import FrechetProtocol, features_of, pick_encoder
-from scoreline.evaluate.specs import check_fit, guided, is_adaptive, labels_for, make_sampler, parse_labels, parse_spec
+from scoreline.evaluate.specs import asked_labels, check_fit, guided, is_adaptive, labels_for, make_sampler, parse_spec
 from scoreline.metrics.intervals import mean_interval
 from scoreline.nn.features import Pixels
 
@@ -198,7 +198,7 @@ def compare(
     source = data or card.get("data")
     if source is None:
         raise InputError("data", None, "the model's card names no data set; give --data")
-    chosen = parse_labels(labels, bare.num_classes)
+    chosen = asked_labels(labels, bare)
     if count < 2:
         raise InputError("count", count, "a Frechet distance needs at least 2 images a seed")
     for thing, value in (("pairs", pairs), ("batch_size", batch_size)):

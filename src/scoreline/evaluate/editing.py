@@ -30,7 +30,7 @@ from scoreline.diffusion.latent import Latent
 from scoreline.evaluate.ledger import Ledger
 from scoreline.evaluate.masks import parse_mask
 from scoreline.evaluate.progress import progress
-from scoreline.evaluate.specs import check_fit, make_sampler, parse_labels
+from scoreline.evaluate.specs import asked_labels, check_fit, make_sampler, parse_labels
 from scoreline.guidance.classifier import ClassifierGuided
 from scoreline.guidance.inpainting import Inpainting, colourisation
 from scoreline.samplers.latents import decode, encode, interpolate
@@ -189,7 +189,7 @@ def _with_label(model: Denoiser, labels: str | None) -> Denoiser:
         if labels is not None:
             raise InputError("labels", labels, "this model has no classes")
         return model
-    chosen = parse_labels(labels or "none", model.num_classes)
+    chosen = asked_labels(labels or "none", model)
     if chosen is None or len(chosen) != 1:
         raise InputError("labels", labels, "give one class for all images, or leave it out")
     return _Labelled(model, chosen[0])

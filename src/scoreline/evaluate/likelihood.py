@@ -30,7 +30,7 @@ from scoreline.diffusion.latent import Latent
 from scoreline.diffusion.likelihood import DIVERGENCES, bin_width, bits_per_dim, dequantised, log_likelihood
 from scoreline.evaluate.ledger import Ledger
 from scoreline.evaluate.progress import progress
-from scoreline.evaluate.specs import parse_labels
+from scoreline.evaluate.specs import asked_labels
 from scoreline.metrics.intervals import mean_interval
 
 __all__ = ["likelihood"]
@@ -108,7 +108,7 @@ def likelihood(
     if labels is not None and labels != "none":
         raise InputError("labels", labels, "give none, or nothing for each image's own label")
     if labels is not None:
-        parse_labels(labels, model.num_classes)
+        asked_labels(labels, model)
     if model.num_classes is not None and labels is None and images.labels is None:
         raise InputError("labels", None, "the model is class-conditional and the images have none; give --labels none")
     place = pick_device(device)

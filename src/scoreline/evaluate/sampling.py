@@ -20,7 +20,7 @@ from scoreline.core.load import load
 from scoreline.core.noise import Noise
 from scoreline.data import to_uint8
 from scoreline.evaluate.progress import progress
-from scoreline.evaluate.specs import check_fit, guided, labels_for, make_sampler, parse_labels
+from scoreline.evaluate.specs import asked_labels, check_fit, guided, labels_for, make_sampler
 
 __all__ = ["image_path", "sample_to"]
 
@@ -79,7 +79,7 @@ def sample_to(
     bare = load(model_name)
     model = guided(bare, guidance, clip=clip)
     sampler = make_sampler(spec, nfe=nfe, steps=steps)
-    chosen = parse_labels(labels, model.num_classes)
+    chosen = asked_labels(labels, bare)
     check_fit(sampler, model)
     made = tuple(model.decode(torch.zeros(1, *model.shape)).shape[1:])
     if len(made) != 3 or made[0] not in (1, 3):

@@ -17,7 +17,7 @@ from scoreline.guidance.extrapolate import ClassifierFree
 from scoreline.guidance.thresholding import Thresholded
 
 __all__ = ["check_fit", "guided", "is_adaptive", "labels_for", "make_sampler", "parse_labels", "parse_spec"]
-__all__ += ["sampler_options"]
+__all__ += ["asked_labels", "sampler_options"]
 
 
 def sampler_options(name: str) -> list[str]:
@@ -108,6 +108,7 @@ def guided(model: Denoiser, guidance: float | None, *, clip: bool = False) -> De
     if guidance is not None and guidance != 1:
         if model.num_classes is None:
             raise InputError("guidance", guidance, "this model has no classes, so there is nothing to guide by")
+        _without_class("guidance", guidance, model, "leave it out")
         model = ClassifierFree(model, guidance)
     return Thresholded(model) if clip else model
 
@@ -130,6 +131,26 @@ def parse_labels(text: str | None, num_classes: int | None) -> list[int] | None:
             raise InputError("label", part, f"labels are numbers from 0 to {num_classes - 1}, or none")
         labels.append(int(part))
     return labels
+
+
+def asked_labels(text: str | None, model: Denoiser) -> list[int] | None:
+    """As :func:`parse_labels`, and `none` is refused on a model that cannot be asked for no class.
+
+    Raises:
+        InputError: see :func:`parse_labels`; or the model knows no "no class".
+    """
+    chosen = parse_labels(text, model.num_classes)
+    if text == "none":
+        _without_class("labels", text, model, "ask for classes, as 0,1")
+    return chosen
+
+
+def _without_class(thing: str, value: Any, model: Denoiser, mend: str) -> None:
+    """Refuse what needs a model's answer without a class where it has none."""
+    try:
+        model.null(Cond(labels=torch.zeros(1, dtype=torch.int64)))
+    except InputError as error:
+        raise InputError(thing, value, f"{error.mend}; {mend}") from None
 
 
 def labels_for(indices: Any, num_classes: int | None, chosen: list[int] | None = None) -> Cond | None:

@@ -19,7 +19,7 @@ from scoreline.core.noise import derive
 from scoreline.core.sampler import Sampler
 from scoreline.evaluate.ledger import Ledger
 from scoreline.evaluate.progress import progress
-from scoreline.evaluate.specs import parse_labels
+from scoreline.evaluate.specs import asked_labels
 from scoreline.search.engine import Genotype, Searcher, genotype_key, parse_workers, search
 from scoreline.search.objective import Objective
 
@@ -67,7 +67,7 @@ class Workflow:
             noise=noise, guidance=guidance, clip=clip,  # type: ignore[arg-type]
         )  # fmt: skip
         self.model = self.objective.denoiser
-        self.objective.labels = parse_labels(labels, self.model.num_classes)
+        self.objective.labels = asked_labels(labels, self.model)
         card = getattr(self.objective.bare, "header", {}).get("card", {})
         digits = metric != "rmse" and (data or card.get("data")) == "digits"
         self.objective.split = "train" if digits else None
