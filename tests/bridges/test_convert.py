@@ -16,7 +16,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from scoreline import load
-from scoreline.bridges.consistency import boundary_scalings
 from scoreline.bridges.convert import convert
 from scoreline.bridges.foreign_unets import qkv_in_our_order
 from scoreline.core.cond import Cond
@@ -415,14 +414,17 @@ def test_consistency_models(consistency, layout, tmp_path):
     with torch.no_grad():
         raw = adm_net(p, X / (s**2 + sd**2).sqrt(), 250 * sigma.log(), LABELS, 2, legacy=False)
         want = sd**2 / ((s - low) ** 2 + sd**2) * X + (s - low) * sd / (s**2 + sd**2).sqrt() * raw
-        post = model(X, sigma.double(), Cond(labels=LABELS))
-    assert torch.allclose(post.mean, want, atol=5e-4), (post.mean - want).abs().max()
-    assert torch.allclose(post.eps, (X - want) / s, atol=1e-3)
-    if layout == "consistency":
-        with torch.no_grad():  # at sigma_min it is the identity
-            assert torch.allclose(model(X, 0.002, Cond(labels=LABELS)).mean, X, atol=1e-6)
-        with pytest.raises(InputError, match="not trained by denoising"):
-            model.target(X, X, 1.0, X)
+    cond = Cond(labels=LABELS)
+    with torch.no_grad():
+        if layout == "consistency":
+            assert torch.allclose(model.jump(X, sigma.double(), 0.0, cond), want, atol=5e-4)
+            assert torch.allclose(model.jump(X, 0.002, 0.0, cond), X, atol=1e-6)  # at sigma_min it is the identity
+            with pytest.raises(InputError, match="sample it with jumps"):
+                model(X, 0.002, cond)
+        else:
+            post = model(X, sigma.double(), cond)
+            assert torch.allclose(post.mean, want, atol=5e-4), (post.mean - want).abs().max()
+            assert torch.allclose(post.eps, (X - want) / s, atol=1e-3)
 
 
 def test_guided_diffusion(tmp_path):
@@ -487,11 +489,3 @@ def test_orders_of_queries_keys_and_values():
     assert torch.equal(qkv_in_our_order(ours.permute(1, 2, 0).reshape(-1), heads, "interleaved"), flat)
     assert torch.equal(qkv_in_our_order(ours.permute(1, 0, 2).reshape(-1), heads, "legacy"), flat)
     assert torch.equal(qkv_in_our_order(flat, heads, "split"), flat)
-
-
-def test_boundary_scalings():
-    sigma = torch.tensor([0.002, 1.0, 80.0], dtype=torch.float64)
-    skip, out, scale = boundary_scalings(sigma)
-    assert torch.allclose(skip, 0.25 / ((sigma - 0.002) ** 2 + 0.25))
-    assert torch.allclose(out * scale.reciprocal(), (sigma - 0.002) * 0.5)
-    assert torch.allclose(scale**-2, sigma**2 + 0.25)

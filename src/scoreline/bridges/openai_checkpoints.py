@@ -10,12 +10,12 @@ from typing import Any
 
 from torch import Tensor
 
-from scoreline.bridges.consistency import ConsistencyFunction
 from scoreline.bridges.foreign_unets import Names, both, fill, resamples
 from scoreline.core.denoiser import Denoiser
 from scoreline.core.errors import ArtefactError, InputError
 from scoreline.diffusion.preconditioned import Preconditioned
 from scoreline.diffusion.schedules import EDM, Discrete
+from scoreline.fewstep.maps import ConsistencyFunction
 from scoreline.nn.unet import UNet
 
 __all__ = ["guided_arguments", "guided_names", "of_openai"]

@@ -38,6 +38,11 @@ class Counted(View):
         self._spent[0] += self.evaluations
         return self.inner(x, t, cond)
 
+    def jump(self, x: Tensor, t: Time, s: Time, cond: Cond | None = None) -> Tensor:
+        """The jump of a flow map, counted."""
+        self._spent[0] += self.evaluations
+        return self.inner.jump(x, t, s, cond)  # type: ignore[operator]
+
 
 @dataclass
 class Cost:

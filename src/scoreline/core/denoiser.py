@@ -13,6 +13,7 @@ from typing import Any, Self
 import numpy as np
 from torch import Tensor, nn
 
+from scoreline.core.artefact import recorded
 from scoreline.core.cond import Cond
 from scoreline.core.errors import InputError
 from scoreline.core.schedule import Schedule, Time, spread
@@ -212,6 +213,7 @@ class View(Denoiser):
         return view
 
 
+@recorded
 class OnSchedule(View):
     """A denoiser seen in another schedule's coordinates: x/alpha and sigma/alpha are the same at equal lambda."""
 

@@ -47,7 +47,10 @@ TABLE: dict[str, dict[str, str]] = {
         "mixture": "scoreline.diffusion.closed_form:Mixture",
         "empirical": "scoreline.diffusion.closed_form:Empirical",
         "latent": "scoreline.diffusion.latent:Latent",
-        "consistency": "scoreline.bridges.consistency:ConsistencyFunction",
+        "on-schedule": "scoreline.core.denoiser:OnSchedule",
+        "consistency": "scoreline.fewstep.maps:ConsistencyFunction",
+        "latent-consistency": "scoreline.fewstep.maps:LatentConsistency",
+        "trajectory": "scoreline.fewstep.maps:Trajectory",
     },
     "sampler": {
         "ddpm": "scoreline.samplers.ddpm:DDPM",
@@ -71,6 +74,7 @@ TABLE: dict[str, dict[str, str]] = {
         "reverse-diffusion": "scoreline.samplers.score_sde:ReverseDiffusion",
         "pc": "scoreline.samplers.score_sde:PC",
         "denoising-mcmc": "scoreline.samplers.denoising_mcmc:DenoisingMCMC",
+        "jumps": "scoreline.samplers.jumps:Jumps",
     },
     "method": {
         "denoising": "scoreline.diffusion.denoising:Denoising",
@@ -91,6 +95,9 @@ TABLE: dict[str, dict[str, str]] = {
         "digits-eps": "digits-eps.safetensors",
         "digits-net": "digits-net.safetensors",
         "digits-noisy-classifier": "digits-noisy-classifier.safetensors",
+    },
+    "latents": {
+        "ode-latents": "scoreline.samplers.latents:Latents",
     },
     "calibration": {
         "dpm-solver-v3": "scoreline.samplers.model_statistics:ModelStatistics",

@@ -1,0 +1,109 @@
+"""What a teacher says: steps of its ODE or SDE inside a training, and networks that start as its copies.
+
+Any sampler that takes times of each image's own is a teacher's solver: `advance(Heun(), teacher, x, times)`.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from scoreline.core.artefact import build, describe
+from scoreline.core.cond import Cond
+from scoreline.core.denoiser import Denoiser
+from scoreline.core.errors import InputError
+from scoreline.core.noise import Draws
+from scoreline.core.sampler import Sampler, State
+
+__all__ = ["advance", "copied", "ema_update", "guided_teacher", "rebuilt"]
+
+
+@torch.no_grad()
+def advance(
+    solver: Sampler, teacher: Denoiser, x: Tensor, times: Tensor, cond: Cond | None = None, noise: Draws | None = None
+) -> Tensor:
+    """The teacher's steps from times[0] to times[-1], without gradients.
+
+    Args:
+        solver: a sampler with times of each image's own (`per_image`), e.g. `Heun()` or `DDIM()`.
+        teacher: the model.
+        x: states at times[0], (B, ...).
+        times: (S+1, B) float64, descending; columns may differ.
+        cond: conditions of the batch.
+        noise: streams for stochastic solvers, whose draws (1, ...), (2, ...), ... of step i they take.
+
+    Raises:
+        InputError: the solver takes one list of times for a whole batch.
+    """
+    if not solver.per_image:
+        raise InputError("solver", type(solver).__name__, "takes no times of each image's own; use ddim, euler or heun")
+    given = teacher.given(cond) if cond is not None else teacher
+    state = State(x, noise)
+    for row in solver.coefficients(teacher.schedule, times):
+        state = solver.step(given, state, row)
+    return state.x
+
+
+def guided_teacher(teacher: Denoiser, guidance: float | None) -> Denoiser:
+    """The teacher under classifier-free guidance of strength s; None or 1 leaves it alone.
+
+    Raises:
+        InputError: guidance of a model without conditions.
+    """
+    from scoreline.guidance.extrapolate import ClassifierFree
+
+    if guidance is None or guidance == 1:
+        return teacher
+    if teacher.num_classes is None:
+        raise InputError("guidance", guidance, "the teacher has no conditions to be guided by")
+    return ClassifierFree(teacher, guidance)
+
+
+def copied(module: nn.Module) -> Any:
+    """A copy that no gradient reaches: a teacher's twin, or a target network."""
+    return copy.deepcopy(module).requires_grad_(False).eval()
+
+
+def rebuilt(net: nn.Module, changes: Mapping[str, Any]) -> tuple[nn.Module, list[str]]:
+    """The network again with some constructor arguments changed, holding its weights wherever they fit.
+
+    Args:
+        net: a network of ours (its constructor's arguments are recorded).
+        changes: arguments to change, e.g. {"second_time": True}.
+
+    Returns:
+        (network, names of the tensors that are new; they keep their fresh initialisation).
+
+    Raises:
+        InputError: the network is not one of ours, so that it can be copied but not rebuilt.
+    """
+    if not changes:
+        return copy.deepcopy(net), []
+    if not hasattr(net, "_arguments"):
+        raise InputError("network", type(net).__name__, "can be copied but not rebuilt with other settings")
+    description = describe(net)
+    description["args"] = {**description["args"], **changes}
+    made = build(description)
+    old, fresh = net.state_dict(), made.state_dict()
+    kept = {name: value for name, value in old.items() if name in fresh and fresh[name].shape == value.shape}
+    made.load_state_dict({**fresh, **kept})
+    return made, sorted(fresh.keys() - kept.keys())
+
+
+@torch.no_grad()
+def ema_update(target: nn.Module, source: nn.Module, rate: float) -> None:
+    """target <- rate target + (1 - rate) source over parameters; buffers are copied.
+
+    >>> a, b = nn.Linear(1, 1), nn.Linear(1, 1)
+    >>> ema_update(a, b, 0.0); bool((a.weight == b.weight).all())
+    True
+    """
+    ours: list[Tensor] = [p.detach() for p in target.parameters()]
+    theirs: list[Tensor] = [p.detach() for p in source.parameters()]
+    torch._foreach_lerp_(ours, theirs, 1 - rate)
+    for mine, its in zip(target.buffers(), source.buffers()):
+        mine.copy_(its)
