@@ -15,12 +15,14 @@ import torch
 from PIL import Image
 
 from scoreline.core.artefact import save_artefact
+from scoreline.core.load import load
 from scoreline.data import load_images, to_uint8
 from scoreline.diffusion.latent import Latent
 from scoreline.diffusion.preconditioned import Preconditioned
 from scoreline.diffusion.schedules import EDM
 from scoreline.nn.autoencoder import KLAutoencoder
 from scoreline.nn.mlp import MLP
+from scoreline.samplers.latents import read_latents
 
 KILLED = """
 import os, signal, sys
@@ -248,3 +250,58 @@ def test_a_folder_of_ones_own_pictures(scoreline: Any, tiny: str, tmp_path: Path
     assert answer.code == 0, answer.err
     assert answer.json["told"]["largest change of a known pixel"] < 0.005
     assert json.loads((tmp_path / "made/samples.job.json").read_text())["mask"] == "right-half"
+
+
+ENCODE = ("--task", "encode", "--images", "3,7,11", "--sampler", "rk45:rtol=1e-3")
+
+
+def test_images_are_encoded_to_a_file_and_sampled_from_it(scoreline: Any, tmp_path: Path) -> None:
+    answer = scoreline("edit", "digits", *ENCODE, "--labels", "4", "--out", "made", "--json")
+    assert answer.code == 0, answer.err
+    assert answer.json["latents"] == "made/latents.safetensors"
+    assert answer.json["told"]["rmse of an image encoded and decoded"] < 0.05
+    assert list(samples(tmp_path / "made")) == [f"image-{i}-001.png" for i in (11, 3, 7)]
+    held, header = read_latents(tmp_path / "made/latents.safetensors", load("digits"))
+    assert held.z.shape == (3, 1, 8, 8)
+    assert 0.5 < held.z.std() < 2
+    assert held.label == 4
+    assert (header["card"]["data"], header["card"]["images"]) == ("digits", [3, 7, 11])
+    # From the file come the images again, with the class of the file, by any deterministic sampler.
+    sample = ("sample", "digits", "--from-latents", answer.json["latents"])
+    again = scoreline(*sample, "--sampler", "rk45:rtol=1e-3", "--out", "again", "--json")
+    assert (again.code, again.json["count"]) == (0, 3), again.err
+    for row, image in enumerate((3, 7, 11)):
+        assert np.abs(pixels(tmp_path / f"again/000000/{row:06d}.png") - digit(image)).mean() < 4
+    assert scoreline(*sample, "--nfe", 35, "--seeds", "1", "--out", "heun").code == 0
+    assert np.abs(pixels(tmp_path / "heun/000000/000001.png") - digit(7)).mean() < 12
+    assert scoreline(*sample, "--nfe", 35, "--labels", "0", "--seeds", "1", "--out", "zero").code == 0
+    assert np.abs(pixels(tmp_path / "zero/000000/000001.png") - digit(7)).mean() > 12
+    # Run again, the file stays; where it is missing it is made anew, the same.
+    file = tmp_path / "made/latents.safetensors"
+    before, stamp = file.read_bytes(), file.stat().st_mtime_ns
+    assert "all were there" in scoreline("edit", "digits", *ENCODE, "--labels", "4", "--out", "made").out
+    assert file.stat().st_mtime_ns == stamp
+    file.unlink()
+    assert "latents: made/latents" in scoreline("edit", "digits", *ENCODE, "--labels", "4", "--out", "made").out
+    assert file.read_bytes() == before
+
+
+def test_latents_of_others_are_refused(scoreline: Any, tiny: str, tmp_path: Path) -> None:
+    scoreline("edit", tiny, *ENCODE, "--out", "made")
+    file = "made/latents.safetensors"
+    for model, options, code, words in (
+        ("digits", ["--from-latents", file], 1, "were encoded by another model"),
+        (tiny, ["--from-latents", tiny], 1, "no latents"),
+        (tiny, ["--from-latents", "none.safetensors"], 1, "no such file"),
+        (tiny, ["--from-latents", file, "--seeds", "0:4"], 2, "holds latents 0 to 2"),
+        (tiny, ["--from-latents", file, "--sampler", "ddpm"], 2, "adds noise"),
+        (tiny, ["--from-latents", file, "--sampler", "ddim:eta=1"], 2, "adds noise"),
+    ):
+        scoreline("sample", model, *options, "--out", "never").fails(code, words)
+        assert not (tmp_path / "never").exists()
+    assert scoreline("sample", tiny, "--from-latents", file, "--nfe", 5, "--out", "one").code == 0
+    scoreline("sample", tiny, "--nfe", 5, "--out", "one").fails(1, "another run", "latents")
+    (tmp_path / file).write_bytes((tmp_path / file).read_bytes()[:-40])
+    scoreline("sample", tiny, "--from-latents", file, "--out", "never").fails(1, "not a readable safetensors file")
+    scoreline("edit", tiny, *ENCODE[:-2], "--sampler", "ddpm", "--out", "never").fails(2, "runs upwards")
+    assert not (tmp_path / "never").exists()

@@ -67,6 +67,7 @@ SMALL: dict[tuple[str, str], Callable[[], Any]] = {
     ("calibration", "dpm-solver-v3"): lambda: lookup("calibration", "dpm-solver-v3")(
         shape=list(IMAGE), nodes=4, low=-2.0, high=3.0
     ),
+    ("latents", "ode-latents"): lambda: lookup("latents", "ode-latents")(shape=[2, *IMAGE]),
     ("encoder", "dinov2-vit-l-14"): lambda: lookup("encoder", "dinov2-vit-l-14")(
         width=16, depth=1, heads=2, trained_size=28, size=28
     ),

@@ -75,7 +75,7 @@ def test_samplers_that_cannot_are_refused() -> None:
             encode(model, x, sampler)
     with pytest.raises(InputError, match="adds noise"):
         decode(model, x, DDPM(steps=9))
-    with pytest.raises(InputError, match="the model makes"):
+    with pytest.raises(InputError, match=r"the model makes|needs shape"):
         encode(model, torch.zeros(2, 4))
 
 

@@ -1,4 +1,4 @@
-"""`scoreline edit MODEL`: images filled in, coloured, made of a class, or joined, beside the originals."""
+"""`scoreline edit MODEL`: images filled in, coloured, made of a class, joined or encoded, beside the originals."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ EXAMPLE = "scoreline edit digits --task inpaint --mask left-half --images 0:6 --
 def run(
     model: str,
     *,
-    task: Literal["inpaint", "colourise", "classify", "interpolate"],
+    task: Literal["inpaint", "colourise", "classify", "interpolate", "encode"],
     data: str = "digits",
     split: str | None = None,
     images: str = "0:6",
@@ -30,18 +30,20 @@ def run(
     quiet: bool = False,
 ) -> dict[str, Any]:
     """Edit images with an unconditional model: fill in what a mask hides, colour grey images, ask for a class by the
-    gradient of a classifier, or walk between two images. Run again, what is there is kept.
+    gradient of a classifier, walk between two images, or encode images to latents, which `scoreline sample
+    --from-latents` decodes. Run again, what is there is kept.
 
     Args:
         model: built-in name (see `scoreline models`) or path of a .safetensors artefact; asked without its classes.
-        task: what is done.
+        task: what is done; encode writes OUT/latents.safetensors and shows what they decode to.
         data: digits, a folder, a .npz, .npy or .parquet file: the images that are edited (not for classify).
         split: train, test, ...; nothing reads all.
         images: their numbers in the data, as 0:6 (0 to 5) or 3,5,8; interpolate joins them in pairs.
         mask: for inpaint, what is known: left-half, right-half, top-half, bottom-half, box:LEFT,TOP,RIGHT,BOTTOM,
             hole:LEFT,TOP,RIGHT,BOTTOM (known outside), or a PNG of the images' size, white where known.
-        count: samples of each image or class; for interpolate images on the way, both ends included.
-        sampler: name, with settings as pc:snr=0.2; nothing takes pc, and for interpolate rk45:rtol=1e-4.
+        count: samples of each image or class; for interpolate images on the way, both ends included; encode
+            has one of each.
+        sampler: name, with settings as pc:snr=0.2; nothing takes pc, and for interpolate and encode rk45:rtol=1e-4.
         nfe: budget of network evaluations per sample; give this or steps; nothing takes 200.
         steps: number of noise levels, instead of nfe.
         labels: for classify the classes asked for, as 0,1,7 (nothing asks for all); else one class for all images.
@@ -67,5 +69,7 @@ def show(result: dict[str, Any]) -> None:
     there = "" if made == count else ", all were there already" if made == 0 else f", {count - made} were there already"
     spent = f" ({result['nfe']:g} network evaluations each{there})" if result["nfe"] else there
     print(f"{count} pictures in {result['out']}/samples{spent}; all beside the originals: {result['picture']}")
+    if result["latents"]:
+        print(f"latents: {result['latents']}")
     for name, value in result["told"].items():
         print(f"{name}: {value:.3g}")

@@ -13,10 +13,11 @@ def run(
     sampler: str = "heun",
     nfe: int | None = None,
     steps: int | None = None,
-    seeds: str = "0:64",
+    seeds: str | None = None,
     noise_seed: int = 0,
     out: str = "images",
     labels: str | None = None,
+    from_latents: str | None = None,
     guidance: float | None = None,
     clip: bool = False,
     batch_size: int = 250,
@@ -32,10 +33,12 @@ def run(
         nfe: budget of network evaluations per image; give this or steps; nothing takes 35, adaptive samplers
             (rk45:rtol=1e-5) take neither.
         steps: number of noise levels, instead of nfe.
-        seeds: image numbers, as 0:64 (0 to 63) or 3,5,8.
+        seeds: image numbers, as 0:64 (0 to 63) or 3,5,8; nothing takes 0:64, or all latents.
         noise_seed: seed of the noise source that the numbers index.
         out: folder for PNGs named by number in folders of a thousand, or a file ending in .npz (arr_0, uint8 NHWC).
         labels: classes to ask for, as 0,1,7; none for no class; nothing for all in turn.
+        from_latents: file of latents to decode instead of noise, from `scoreline edit MODEL --task encode`; seeds count
+            its rows, and nothing for labels takes the class that they were encoded with.
         guidance: strength s of classifier-free guidance; it doubles the evaluations.
         clip: keep the predicted clean image in [-1, 1].
         batch_size: images a batch; the pictures do not depend on it.
@@ -49,9 +52,9 @@ def run(
     if nfe is None and steps is None and not is_adaptive(sampler):
         nfe = 35
     return sample_to(
-        out, model, sampler, numbers(seeds, "seeds"), nfe=nfe, steps=steps,
-        noise_seed=noise_seed, labels=labels, guidance=guidance, clip=clip, batch_size=batch_size, device=device,
-        dtype=dtype, quiet=quiet,
+        out, model, sampler, None if seeds is None else numbers(seeds, "seeds"), nfe=nfe, steps=steps,
+        noise_seed=noise_seed, labels=labels, latents=from_latents, guidance=guidance, clip=clip,
+        batch_size=batch_size, device=device, dtype=dtype, quiet=quiet,
     )  # fmt: skip
 
 

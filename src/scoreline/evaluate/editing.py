@@ -1,4 +1,4 @@
-"""Pictures edited with a trained model: parts filled in, colours added, classes asked for, two images joined.
+"""Pictures edited with a trained model: parts filled in, colours added, classes asked for, images joined or encoded.
 
 Every sample is a PNG of its own that is written when it is made, so that a stopped run goes on; at the end all stand
 beside the originals in one picture. A sample depends on its image, its number and the seed, not on its batch.
@@ -33,11 +33,11 @@ from scoreline.evaluate.progress import progress
 from scoreline.evaluate.specs import asked_labels, check_fit, make_sampler, parse_labels
 from scoreline.guidance.classifier import ClassifierGuided
 from scoreline.guidance.inpainting import Inpainting, colourisation
-from scoreline.samplers.latents import decode, encode, interpolate
+from scoreline.samplers.latents import decode, encode, interpolate, read_latents, write_latents
 
 __all__ = ["TASKS", "edit"]
 
-TASKS = ("inpaint", "colourise", "classify", "interpolate")
+TASKS = ("inpaint", "colourise", "classify", "interpolate", "encode")
 _STREAMS = 1 << 20  # samples that one image may have, each with noise of its own
 
 
@@ -45,6 +45,7 @@ _STREAMS = 1 << 20  # samples that one image may have, each with noise of its ow
 class _Setup:
     """What all tasks need."""
 
+    bare: Denoiser
     model: Denoiser
     count: int
     sampler: Sampler
@@ -104,7 +105,7 @@ def edit(
     Args:
         out: folder; every sample becomes samples/*.png, all of them edit.png.
         model_name: built-in name or path.
-        task: "inpaint", "colourise", "classify" or "interpolate".
+        task: "inpaint", "colourise", "classify", "interpolate" or "encode"; the last writes latents.safetensors too.
         data, split: set of images that are edited; not read by "classify".
         images: their positions in it; "interpolate" joins the first with the second, the third with the fourth, ...
         mask: of "inpaint", see :func:`scoreline.evaluate.masks.parse_mask`.
@@ -118,7 +119,7 @@ def edit(
         quiet: no progress.
 
     Returns:
-        {"out", "picture", "task", "model", "sampler", "count", "made", "nfe", "told"}.
+        {"out", "picture", "latents", "task", "model", "sampler", "count", "made", "nfe", "told"}.
 
     Raises:
         InputError: something is misspelt or does not fit; nothing was written.
@@ -142,7 +143,7 @@ def edit(
     place, noise = pick_device(device), Noise(noise_seed)
     model = bare.to(place)
     sampler = _sampler(task, spec, nfe, steps)
-    setup = _Setup(model, count, sampler, noise, place)
+    setup = _Setup(bare, model, count, sampler, noise, place)
     if task == "classify":
         built = _classify(setup, labels, classifier or "digits-noisy-classifier", scale)
         fingerprint = ""
@@ -153,6 +154,8 @@ def edit(
             built = _inpaint(setup, shown, images, mask)
         elif task == "colourise":
             built = _colourise(setup, shown, images)
+        elif task == "encode":
+            built = _encode(setup, shown, images, Path(out) / "latents.safetensors")
         else:
             built = _interpolate(setup, shown, images, batch_size)
 
@@ -163,22 +166,29 @@ def edit(
         "noise_seed": noise_seed,
     }  # fmt: skip
     ledger = _claim(folder, job)
+    latents = folder / "latents.safetensors" if task == "encode" else None
+    if latents is not None and not latents.is_file():
+        facts = {"data": data, "split": split, "images": list(images), "sampler": repr(sampler)}
+        label = setup.model.label if isinstance(setup.model, _Labelled) else None
+        write_latents(latents, bare, _codes(setup, shown, batch_size, quiet), label=label, card=facts)
     numbers = range(len(built.rows) * len(built.cells))
     made, spent = _make(folder, built, ledger, numbers, batch_size, quiet)
     results = torch.stack([_read(_path(folder, built, n)) for n in numbers])
     picture = folder / "edit.png"
     write_png(picture, _beside(built, results))
     return {
-        "out": str(folder), "picture": str(picture), "task": task, "model": model_name, "sampler": repr(sampler),
-        "count": len(numbers), "made": made, "nfe": spent, "told": built.told(results),
+        "out": str(folder), "picture": str(picture), "latents": None if latents is None else str(latents),
+        "task": task, "model": model_name, "sampler": repr(sampler), "count": len(numbers), "made": made, "nfe": spent,
+        "told": built.told(results),
     }  # fmt: skip
 
 
 def _sampler(task: str, spec: str | None, nfe: int | None, steps: int | None) -> Sampler:
-    """What was asked for, or what suits the task: predictor and corrector, and an exact ODE for interpolation."""
-    if spec is None and task == "interpolate" and nfe is None and steps is None:
+    """What was asked for, or what suits the task: predictor and corrector, and an exact ODE for encoding."""
+    exact = task in ("interpolate", "encode")
+    if spec is None and exact and nfe is None and steps is None:
         return make_sampler("rk45:rtol=1e-4")
-    spec = spec or ("rk45" if task == "interpolate" else "pc")
+    spec = spec or ("rk45" if exact else "pc")
     adaptive = spec.startswith("rk45:") and "tol=" in spec
     return make_sampler(spec, nfe=nfe or (None if steps or adaptive else 200), steps=steps)
 
@@ -304,9 +314,7 @@ def _interpolate(setup: _Setup, shown: Tensor, positions: Sequence[int], batch_s
         raise InputError(
             "images", list(positions), "are joined in pairs: give an even number, and a count of 2 or more"
         )
-    if not sampler.rising or sampler.stochastic:
-        mend = "an encoding needs a deterministic sampler that runs upwards, as rk45, ddim or heun"
-        raise InputError("sampler", type(sampler).__name__, mend)
+    _check_rising(sampler)
     codes: list[Tensor] = []
 
     def code(rows: list[int]) -> Tensor:
@@ -327,6 +335,36 @@ def _interpolate(setup: _Setup, shown: Tensor, positions: Sequence[int], batch_s
     pairs = [f"images {a}, {b}" for a, b in zip(positions[::2], positions[1::2], strict=True)]
     cells = [f"{k / (count - 1):.2g}" for k in range(count)]
     return _Task(pairs, {"first": shown[::2]}, cells, make, {"second": shown[1::2]}, told)
+
+
+def _codes(setup: _Setup, shown: Tensor, batch_size: int, quiet: bool) -> Tensor:
+    codes = []
+    with progress("encode", len(shown), quiet=quiet) as advance:
+        for part in shown.split(batch_size):
+            codes.append(encode(setup.model, part.to(setup.place), setup.sampler).cpu())
+            advance(len(part), "")
+    return torch.cat(codes)
+
+
+def _encode(setup: _Setup, shown: Tensor, positions: Sequence[int], latents: Path) -> _Task:
+    """Pictures of what is in the file of latents, so that it is seen how well it holds the images."""
+    _check_rising(setup.sampler)
+    check_fit(setup.sampler, setup.model)
+
+    def make(numbers: Sequence[int]) -> tuple[Tensor, float]:
+        codes = read_latents(latents, setup.bare)[0].z[list(numbers)].to(setup.place)
+        return decode(setup.model, codes, setup.sampler), float("nan")
+
+    def told(results: Tensor) -> dict[str, float]:
+        return {"rmse of an image encoded and decoded": float((results - shown).square().mean().sqrt())}
+
+    return _Task([f"image {i}" for i in positions], {"original": shown}, ["decoded"], make, {}, told)
+
+
+def _check_rising(sampler: Sampler) -> None:
+    if not sampler.rising or sampler.stochastic:
+        mend = "an encoding needs a deterministic sampler that runs upwards, as rk45, ddim or heun"
+        raise InputError("sampler", type(sampler).__name__, mend)
 
 
 def _numbered(count: int) -> list[str]:

@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from scoreline.core.denoiser import Denoiser
 from scoreline.core.device import pick_device
 from scoreline.core.errors import ArtefactError, InputError
 from scoreline.core.files import atomic_path, read_json, sweep, write_json
@@ -21,6 +22,7 @@ from scoreline.core.noise import Noise
 from scoreline.data import to_uint8
 from scoreline.evaluate.progress import progress
 from scoreline.evaluate.specs import asked_labels, check_fit, guided, labels_for, make_sampler
+from scoreline.samplers.latents import Latents, read_latents
 
 __all__ = ["image_path", "sample_to"]
 
@@ -34,12 +36,13 @@ def sample_to(
     out: str | Path,
     model_name: str,
     spec: str,
-    indices: Sequence[int],
+    indices: Sequence[int] | None = None,
     *,
     nfe: int | None = None,
     steps: int | None = None,
     noise_seed: int = 0,
     labels: str | None = None,
+    latents: str | None = None,
     guidance: float | None = None,
     clip: bool = False,
     batch_size: int = 250,
@@ -56,9 +59,10 @@ def sample_to(
         out: a folder for PNGs, or a path ending in .npz.
         model_name: built-in name or path.
         spec: sampler with settings.
-        indices: image numbers.
+        indices: image numbers; None takes 0 to 63, or all rows of the latents.
         nfe, steps: cost; one of them.
         noise_seed: seed of the noise source.
+        latents: file of :func:`scoreline.samplers.latents.write_latents`, decoded instead of noise.
         labels, guidance, clip, batch_size, device, dtype: as in `scoreline sample`.
         quiet: no progress.
 
@@ -67,19 +71,29 @@ def sample_to(
 
     Raises:
         InputError: something is misspelt or does not fit.
-        ArtefactError: the folder holds images of another run, or cannot be written.
+        ArtefactError: the folder holds images of another run, or cannot be written; latents of another model.
     """
     if dtype not in ("float32", "float64"):
         raise InputError("dtype", dtype, "use float32 or float64")
     if batch_size < 1:
         raise InputError("batch_size", batch_size, "must be 1 or more")
-    if len(set(indices)) != len(indices) or min(indices) < 0:
-        raise InputError("seeds", list(indices)[:5], "image numbers are distinct and start at 0")
     noise = Noise(noise_seed)
     bare = load(model_name)
+    codes, codes_mark = _latents(latents, bare)
+    if indices is None:
+        indices = range(64 if codes is None else len(codes.z))
+    if len(set(indices)) != len(indices) or min(indices) < 0:
+        raise InputError("seeds", list(indices)[:5], "image numbers are distinct and start at 0")
+    if codes is not None and max(indices) >= len(codes.z):
+        raise InputError("seeds", max(indices), f"{latents} holds latents 0 to {len(codes.z) - 1}")
     model = guided(bare, guidance, clip=clip)
     sampler = make_sampler(spec, nfe=nfe, steps=steps)
     chosen = asked_labels(labels, bare)
+    if codes is not None:
+        if sampler.stochastic:
+            raise InputError("sampler", spec, "adds noise; decode latents with a deterministic one, as heun or rk45")
+        if labels is None and codes.label is not None:
+            chosen = [codes.label]
     check_fit(sampler, model)
     made = tuple(model.decode(torch.zeros(1, *model.shape)).shape[1:])
     if len(made) != 3 or made[0] not in (1, 3):
@@ -94,6 +108,10 @@ def sample_to(
         "model": bare.header["fingerprint"], "sampler": repr(sampler), "noise_seed": noise_seed, "labels": labels,
         "guidance": guidance, "clip": clip, "dtype": dtype,
     }  # fmt: skip
+    if codes is not None:
+        job["latents"] = codes_mark
+        first = sampler.calibrated(model).times(model.schedule, model.evaluations)[0]
+        size = float(model.schedule.prior(float(first)))
     if packed and target.exists():
         raise ArtefactError("file", str(target), "exists already; delete it or choose another name")
     _claim(folder, job)
@@ -107,7 +125,8 @@ def sample_to(
                 continue
             draws = noise.at(batch, model.shape, device=place, dtype=getattr(torch, dtype))
             cond = labels_for(batch, model.num_classes, chosen)
-            sample = sampler(model.given(cond if cond is None else cond.to(place)), draws)
+            x = None if codes is None else codes.z[list(batch)].to(place, draws.dtype) * size
+            sample = sampler(model.given(cond if cond is None else cond.to(place)), draws, x=x)
             images = model.decode(sample.x.float()).clamp(-1, 1)
             if not bool(torch.isfinite(images).all()):
                 raise InputError("images", spec, "are not finite; try more steps, another grid or --clip")
@@ -124,6 +143,14 @@ def sample_to(
     }  # fmt: skip
 
 
+def _latents(path: str | None, model: Denoiser) -> tuple[Latents | None, str | None]:
+    """The latents in a file with their fingerprint."""
+    if path is None:
+        return None, None
+    codes, header = read_latents(path, model)
+    return codes, header["fingerprint"]
+
+
 def _claim(folder: Path, job: dict[str, Any]) -> None:
     mark = folder / "sample.json"
     sweep(folder)
@@ -132,7 +159,7 @@ def _claim(folder: Path, job: dict[str, Any]) -> None:
         if not isinstance(known, dict):
             raise ArtefactError("folder", str(folder), f"{mark.name} is damaged; delete the folder")
         if known != job:
-            differing = sorted(key for key in job if known.get(key) != job[key])
+            differing = sorted(key for key in {*job, *known} if known.get(key) != job.get(key))
             mend = f"holds images of another run ({', '.join(differing)} differ); choose another folder"
             raise ArtefactError("folder", str(folder), mend)
         return

@@ -9,18 +9,94 @@ Reference: Song et al. 2021 (arXiv 2011.13456), section 4.3 and appendix D.
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from scoreline.core.artefact import load_artefact, read_header, recorded, save_artefact
 from scoreline.core.denoiser import Denoiser
-from scoreline.core.errors import InputError
+from scoreline.core.errors import ArtefactError, InputError
 from scoreline.core.noise import Noise
 from scoreline.core.sampler import Sample, Sampler
+from scoreline.samplers.calibrations import fingerprint_of
 from scoreline.samplers.rk45 import RK45
 
-__all__ = ["decode", "encode", "interpolate"]
+__all__ = ["Latents", "decode", "encode", "interpolate", "read_latents", "write_latents"]
+
+
+@recorded
+class Latents(nn.Module):
+    """Latents in a file: an artefact that belongs to the model that encoded them.
+
+    Args:
+        shape: (N, *shape) of the latents.
+        label: the class that the model was asked for, `num_classes` for none; None where it has no classes.
+
+    Attributes:
+        z: (N, *shape) float32, close to standard normal.
+
+    Raises:
+        InputError: the shape has no images or no entries.
+    """
+
+    z: Tensor
+
+    def __init__(self, shape: Sequence[int], label: int | None = None) -> None:
+        super().__init__()
+        if len(shape) < 2 or min(shape) < 1:
+            raise InputError("shape", tuple(shape), "latents have a batch and at least one dimension more")
+        self.label = label
+        self.register_buffer("z", torch.zeros(*shape))
+
+
+def write_latents(
+    path: str | os.PathLike[str], denoiser: Denoiser, z: Tensor, *, label: int | None = None, card: Any = None
+) -> str:
+    """Write latents for :func:`read_latents`; the file appears whole or not at all.
+
+    Args:
+        path: file ending in .safetensors.
+        denoiser: the model that encoded them.
+        z: (N, *shape) latents from :func:`encode`; float32 is what is kept.
+        label: the class it was asked for, see :class:`Latents`.
+        card: what a reader should know: data, image numbers, sampler.
+
+    Returns:
+        The fingerprint of the file.
+
+    Raises:
+        InputError: latents that are not finite, or another suffix.
+    """
+    if not bool(torch.isfinite(z).all()):
+        raise InputError("latents", None, "are not finite; try more steps or another sampler")
+    held = Latents(list(z.shape), label)
+    held.z.copy_(z)
+    return save_artefact(path, held, card=card, belongs_to=fingerprint_of(denoiser))
+
+
+def read_latents(path: str | os.PathLike[str], denoiser: Denoiser) -> tuple[Latents, dict[str, Any]]:
+    """The latents in a file, with its header.
+
+    Args:
+        path: file of :func:`write_latents`.
+        denoiser: the model that is to decode them, or a view of it.
+
+    Raises:
+        ArtefactError: no such file, damaged, something else, or another model's latents.
+    """
+    header = read_header(path)
+    if header["kind"] != "latents":
+        raise ArtefactError("latents", str(path), f"holds a {header['kind']} ({header['name']}), no latents")
+    if header.get("belongs_to") != fingerprint_of(denoiser):
+        mend = "were encoded by another model, to which they mean other images; encode the images with this one"
+        raise ArtefactError("latents", str(path), mend)
+    held, header = load_artefact(path, kind="latents")
+    if tuple(held.z.shape[1:]) != tuple(denoiser.shape):
+        raise ArtefactError("latents", str(path), f"have shape {tuple(held.z.shape[1:])}, not {tuple(denoiser.shape)}")
+    return held, header
 
 
 def encode(denoiser: Denoiser, images: Tensor, sampler: Sampler | None = None) -> Tensor:
