@@ -22,7 +22,7 @@ from scoreline.core.names import lookup
 from scoreline.core.noise import Draws
 from scoreline.core.schedule import Schedule
 
-__all__ = ["Rows", "Sample", "Sampler", "State"]
+__all__ = ["Rows", "Sample", "Sampler", "State", "check_shapes"]
 
 Array = Any  # np.ndarray | Tensor
 
@@ -197,7 +197,7 @@ class Sampler:
         if ready is not self:
             return ready(denoiser, noise, times=times, x=x, trajectory=trajectory)
         schedule = denoiser.schedule
-        _check_shapes(denoiser, noise, x)
+        check_shapes(denoiser, noise, x)
         grid = self.times(schedule, denoiser.evaluations) if times is None else times
         grid = self._checked(denoiser, grid, noise)
         rows = self.coefficients(schedule, grid)
@@ -245,7 +245,17 @@ class Sampler:
         return f"{type(self).__name__}({', '.join(f'{k}={v!r}' for k, v in shown.items())})"
 
 
-def _check_shapes(denoiser: Denoiser, noise: Draws, x: Tensor | None) -> None:
+def check_shapes(denoiser: Denoiser, noise: Draws, x: Tensor | None = None) -> None:
+    """Refuse noise, or a start x, of another shape than the model's images.
+
+    Args:
+        denoiser: the model.
+        noise: the streams of B images.
+        x: (B, *shape) where the run starts, or None.
+
+    Raises:
+        InputError: a shape does not fit.
+    """
     if noise.shape != tuple(denoiser.shape):
         raise InputError("noise shape", noise.shape, f"the model makes {tuple(denoiser.shape)}")
     if x is not None and x.shape != (len(noise), *noise.shape):

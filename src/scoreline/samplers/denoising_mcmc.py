@@ -34,7 +34,7 @@ from scoreline.core.denoiser import Denoiser
 from scoreline.core.errors import InputError, unknown_name
 from scoreline.core.names import lookup
 from scoreline.core.noise import Draws
-from scoreline.core.sampler import Rows, Sample, Sampler, State
+from scoreline.core.sampler import Rows, Sample, Sampler, State, check_shapes
 from scoreline.core.schedule import Schedule, spread
 from scoreline.samplers.calibrations import find
 from scoreline.samplers.chain_runs import Kept, emitted
@@ -274,8 +274,7 @@ class DenoisingMCMC(Sampler):
             levels = self.times(denoiser.schedule, denoiser.evaluations) if times is None else times
             levels = self._checked(denoiser, levels, noise)
             return self._integrator(denoiser, noise, times=levels, x=x, trajectory=trajectory)
-        if noise.shape != tuple(denoiser.shape):
-            raise InputError("noise shape", noise.shape, f"the model makes {tuple(denoiser.shape)}")
+        check_shapes(denoiser, noise)
         steps = self.plan(denoiser.evaluations)
         ready = self.calibrated(denoiser)
         with torch.no_grad():

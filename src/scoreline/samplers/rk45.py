@@ -21,7 +21,7 @@ from scoreline.core.artefact import recorded
 from scoreline.core.denoiser import Denoiser
 from scoreline.core.errors import InputError
 from scoreline.core.noise import Draws
-from scoreline.core.sampler import Rows, Sample, Sampler, State
+from scoreline.core.sampler import Rows, Sample, Sampler, State, check_shapes
 from scoreline.core.schedule import Schedule, spread
 from scoreline.diffusion.dormand_prince import A, B, C, check_tolerances, integrate
 from scoreline.diffusion.sde import angle, bound_inside, flow_slope, radius, time_at
@@ -133,11 +133,8 @@ class RK45(Sampler):
         return self._adaptive(denoiser, noise, times, x, trajectory)
 
     def _adaptive(self, denoiser: Denoiser, noise: Draws, times: Any, x: Tensor | None, trajectory: bool) -> Sample:
-        schedule, shape = denoiser.schedule, (len(noise), *noise.shape)
-        if noise.shape != tuple(denoiser.shape) or (x is not None and tuple(x.shape) != shape):
-            wrong = noise.shape if x is None else tuple(x.shape)
-            mend = f"the model makes {tuple(denoiser.shape)}, and there are {shape[0]} images"
-            raise InputError("shape", wrong, mend)
+        schedule = denoiser.schedule
+        check_shapes(denoiser, noise, x)
         grid = self._checked(denoiser, self.times(schedule) if times is None else times, noise)
         if isinstance(grid, Tensor):
             raise InputError("times", tuple(grid.shape), "an adaptive run takes one list of times for the whole batch")

@@ -107,34 +107,19 @@ def _columns(
     return {"a": a, "b": b, "c": c, "std": zero if ode else std * noisy, "shrink": ratio * ratio, "sigma": sigma}
 
 
-def _predicted(denoiser: Denoiser, state: State, row: SimpleNamespace) -> State:
-    """The predictor's step; the noise of step i is draw (i + 1, 0)."""
-    x = state.x
-    ahead = denoiser(x, row.t).combine(spread(row.a, x), spread(row.b, x), spread(row.c, x))
-    if isinstance(row.std, Tensor) or row.std:
-        assert state.noise is not None
-        ahead = ahead + state.noise.normal(row.i + 1) * spread(row.std, x)
-    return state._replace(x=ahead)
-
-
 def _check(thing: str, value: str, known: tuple[str, ...]) -> str:
     if value not in known:
         raise unknown_name(thing, value, known)
     return value
 
 
-@recorded
-class EulerMaruyama(Sampler):
-    """Euler-Maruyama on the reverse SDE, in the schedule's own time.
-
-    Args:
-        denoise: end without noise, with the mean of the last step.
-        variant: "paper" or "released"; see the module.
-        steps, nfe, grid: see :class:`scoreline.core.sampler.Sampler`.
-    """
+class _Predicting(Sampler):
+    """What all have: a run of one predictor; the noise of step i is draw (i + 1, 0)."""
 
     per_image = True
     stochastic = True
+    predictor: str
+    ode: bool = False
 
     def __init__(
         self,
@@ -149,15 +134,33 @@ class EulerMaruyama(Sampler):
         self.denoise, self.variant = denoise, _check("variant", variant, VARIANTS)
 
     def coefficients(self, schedule: Schedule, times: Any) -> Rows:
-        columns = _columns("euler-maruyama", schedule, times, variant=self.variant, denoise=self.denoise)
-        return Rows(times, **columns)
+        how = {"denoise": self.denoise, "ode": self.ode}
+        return Rows(times, **_columns(self.predictor, schedule, times, variant=self.variant, **how))
 
     def step(self, denoiser: Denoiser, state: State, row: SimpleNamespace) -> State:
-        return _predicted(denoiser, state, row)
+        x = state.x
+        ahead = denoiser(x, row.t).combine(spread(row.a, x), spread(row.b, x), spread(row.c, x))
+        if isinstance(row.std, Tensor) or row.std:
+            assert state.noise is not None
+            ahead = ahead + state.noise.normal(row.i + 1) * spread(row.std, x)
+        return state._replace(x=ahead)
 
 
 @recorded
-class ReverseDiffusion(Sampler):
+class EulerMaruyama(_Predicting):
+    """Euler-Maruyama on the reverse SDE, in the schedule's own time.
+
+    Args:
+        denoise: end without noise, with the mean of the last step.
+        variant: "paper" or "released"; see the module.
+        steps, nfe, grid: see :class:`scoreline.core.sampler.Sampler`.
+    """
+
+    predictor = "euler-maruyama"
+
+
+@recorded
+class ReverseDiffusion(_Predicting):
     """Reverse diffusion: the forward step with its drift turned round; `ode` gives the ODE's, without noise.
 
     Args:
@@ -167,9 +170,7 @@ class ReverseDiffusion(Sampler):
         steps, nfe, grid: see :class:`scoreline.core.sampler.Sampler`.
     """
 
-    order: int | None = None
-    per_image = True
-    stochastic = True
+    predictor = "reverse-diffusion"
 
     def __init__(
         self,
@@ -181,23 +182,14 @@ class ReverseDiffusion(Sampler):
         nfe: int | None = None,
         grid: str | None = None,
     ) -> None:
-        super().__init__(steps=steps, nfe=nfe, grid=grid)
-        self.ode, self.denoise, self.variant = ode, denoise, _check("variant", variant, VARIANTS)
+        super().__init__(denoise=denoise, variant=variant, steps=steps, nfe=nfe, grid=grid)
+        self.ode = ode
         if ode:
             self.order, self.stochastic = 1, False
 
-    def coefficients(self, schedule: Schedule, times: Any) -> Rows:
-        columns = _columns(
-            "reverse-diffusion", schedule, times, variant=self.variant, denoise=self.denoise, ode=self.ode
-        )
-        return Rows(times, **columns)
-
-    def step(self, denoiser: Denoiser, state: State, row: SimpleNamespace) -> State:
-        return _predicted(denoiser, state, row)
-
 
 @recorded
-class PC(Sampler):
+class PC(_Predicting):
     """Predictor-corrector: at every level some Langevin steps, then a step of the predictor.
 
     Args:
@@ -214,9 +206,6 @@ class PC(Sampler):
         InputError: a name is misspelt, or a number out of range.
     """
 
-    per_image = True
-    stochastic = True
-
     def __init__(
         self,
         *,
@@ -231,17 +220,15 @@ class PC(Sampler):
         nfe: int | None = None,
         grid: str | None = None,
     ) -> None:
-        super().__init__(steps=steps, nfe=nfe, grid=grid)
-        self.predictor, self.corrector = (
-            _check("predictor", predictor, PREDICTORS), _check("corrector", corrector, CORRECTORS)
-        )  # fmt: skip
-        self.norm, self.variant = _check("norm", norm, NORMS), _check("variant", variant, VARIANTS)
+        super().__init__(denoise=denoise, variant=variant, steps=steps, nfe=nfe, grid=grid)
+        self.predictor = _check("predictor", predictor, PREDICTORS)
+        self.corrector, self.norm = _check("corrector", corrector, CORRECTORS), _check("norm", norm, NORMS)
         least = 1 if predictor == "none" else 0
         if not isinstance(corrector_steps, int) or corrector_steps < least:
             raise InputError("corrector_steps", corrector_steps, f"must be a whole number, {least} or more")
         if not 0 < snr < float("inf"):
             raise InputError("snr", snr, "must be positive; 0.16 is the paper's on CIFAR-10")
-        self.corrector_steps, self.snr, self.denoise = corrector_steps, snr, denoise
+        self.corrector_steps, self.snr = corrector_steps, snr
 
     def cost(self, steps: int) -> int:
         if self.predictor == "none":
@@ -269,4 +256,4 @@ class PC(Sampler):
             x = x + size * score + root * z
         if not row.moves:
             return state._replace(x=x)
-        return _predicted(denoiser, state._replace(x=x), row)
+        return super().step(denoiser, state._replace(x=x), row)
