@@ -21,6 +21,7 @@ from scoreline.fewstep.maps import (
     latent_scalings,
 )
 from scoreline.nn.mlp import MLP
+from scoreline.samplers.jumps import Jumps
 
 X = torch.randn(6, 3, generator=torch.Generator().manual_seed(0))
 T = torch.tensor([0.01, 0.1, 0.7, 2.0, 9.0, 80.0], dtype=torch.float64)
@@ -113,3 +114,15 @@ def test_the_exact_map_of_a_gaussian_jumps_to_the_same_place_in_any_number_of_st
     model = GaussianMap(EDM(), torch.tensor([0.5, -1.0], dtype=torch.float64), 0.25)
     x = Noise(0).at(range(4), (2,), dtype=torch.float64).normal() * 80
     assert torch.allclose(model.jump(model.jump(x, 80.0, 3.0), 3.0, 0.0), model.jump(x, 80.0, 0.0), atol=1e-12)
+
+
+def test_a_consistency_function_starts_its_second_jump_where_it_is_told_to():
+    model = ConsistencyFunction(net(), EDM(), middle=0.821)
+    assert model.levels(2).tolist() == [80.0, 0.821]
+    assert model.levels(1).tolist() == [80.0]
+    assert model.levels(3)[1] != 0.821
+    assert ConsistencyFunction(net(), EDM()).levels(2)[1] == pytest.approx(2.51536, abs=1e-5)
+    sample = Jumps(steps=2)(model.eval(), Noise(0).at(range(2), (3,)))
+    assert sample.times.tolist() == [80.0, 0.821, 0.0]
+    with pytest.raises(InputError, match="middle"):
+        ConsistencyFunction(net(), EDM(), middle=80.0)

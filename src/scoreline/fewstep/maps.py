@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -71,16 +72,26 @@ class ConsistencyFunction(Preconditioned, FlowMap):
         net: network `net(x, t, cond)`, told ln(sigma)/4.
         schedule: EDM's, from sigma_min to sigma_max.
         sigma_data: standard deviation of the data.
+        middle: level at which the second of two jumps starts, e.g. iCT's 0.821 on CIFAR-10; None takes the grid's.
 
     Raises:
-        InputError: the schedule scales the data.
+        InputError: the schedule scales the data, or the middle level is not inside it.
     """
 
-    def __init__(self, net: nn.Module, schedule: Schedule, *, sigma_data: float = 0.5) -> None:
+    def __init__(
+        self, net: nn.Module, schedule: Schedule, *, sigma_data: float = 0.5, middle: float | None = None
+    ) -> None:
         super().__init__(net, schedule, kind="edm", sigma_data=sigma_data)
         if schedule.alpha(schedule.t_max) != 1:
             raise InputError("schedule", type(schedule).__name__, "consistency functions are defined with alpha = 1")
-        self.end = schedule.t_min
+        if middle is not None and not schedule.t_min < middle < schedule.t_max:
+            raise InputError("middle", middle, f"must lie between {schedule.t_min} and {schedule.t_max}")
+        self.end, self.middle = schedule.t_min, middle
+
+    def levels(self, steps: int) -> Any:
+        if steps == 2 and self.middle is not None:
+            return np.array([self.schedule.t_max, self.middle])
+        return super().levels(steps)
 
     def jump(self, x: Tensor, t: Time, s: Time, cond: Cond | None = None) -> Tensor:
         _only_end(self, s)
