@@ -20,6 +20,8 @@ VERBS = {
     "anomaly": "AUPIMO, AUPRO and AUROC of anomaly maps, image by image",
     "imbalance": "metrics of two classes under imbalance and label noise, with intervals",
     "train": "train a model from a preset or a config file; resumes when run again",
+    "distill": "train a student that makes an image in one to four evaluations; resumes when run again",
+    "pairs": "pairs of noise and image of a model, for students that learn from them",
     "calibrate": "estimate once what dpm-solver-v3 or denoising-mcmc wants to know of a model",
     "data": "summary and picture grid of a data set",
     "models": "the models that come with scoreline",
@@ -29,7 +31,8 @@ VERBS = {
     "claims": "re-measure what a paper promises",
 }
 
-_RESUMED = {"attribute", "calibrate", "compare", "edit", "likelihood", "sample", "score", "train", "claims", "search"}
+_RESUMED = {"attribute", "calibrate", "claims", "compare", "distill", "edit", "likelihood", "pairs", "sample"}
+_RESUMED |= {"score", "search", "train"}
 
 _HELP = """scoreline makes image generators fast and proves that they are still good.
 

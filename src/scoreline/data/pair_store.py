@@ -108,7 +108,7 @@ class PairStore:
     Args:
         folder: written by `scoreline pairs` and finished.
         flips: see a batch in the mirror with probability 1/2, noise and image together; one coin a batch, which is a
-            function of the batch's positions, so that a resumed training sees the same.
+            function of the batch's positions, so that a resumed training sees the same. None does what the store says.
         teacher: refuse pairs of another model than the one with this fingerprint.
         shape: refuse pairs of another shape.
 
@@ -124,12 +124,13 @@ class PairStore:
         self,
         folder: str | os.PathLike[str],
         *,
-        flips: bool = False,
+        flips: bool | None = None,
         teacher: str | None = None,
         shape: tuple[int, ...] | None = None,
     ) -> None:
-        self.folder, self.name, self.flips = Path(folder), str(folder), flips
+        self.folder, self.name = Path(folder), str(folder)
         self.header = _header(self.folder)
+        self.flips: bool = self.header["flips"] if flips is None else flips
         self.shape = tuple(self.header["shape"])
         self.num_classes: int | None = self.header["num_classes"]
         self.index = np.arange(self.header["count"])
@@ -139,7 +140,7 @@ class PairStore:
             raise ArtefactError("pair store", self.name, mend)
         if shape is not None and self.shape != tuple(shape):
             raise ArtefactError("pair store", self.name, f"holds pairs of shape {self.shape}, not {tuple(shape)}")
-        _check_flips(flips, self.shape)
+        _check_flips(self.flips, self.shape)
         self._shards = [self._open(number) for number in range(shard_count(self.header))]
 
     def __len__(self) -> int:
@@ -219,7 +220,8 @@ def _header(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         raise ArtefactError("pair store", str(folder), f"has no {HEADER}; make one with scoreline pairs")
     header = read_json(path)
-    wanted = {"format", "count", "shape", "num_classes", "shard_size", "dtype", "noise", "seed", "teacher", "files"}
+    wanted = {"format", "count", "shape", "num_classes", "shard_size", "dtype", "noise", "seed", "flips", "teacher"}
+    wanted |= {"files"}
     if not isinstance(header, dict) or header.get("format") != FORMAT or not wanted <= header.keys():
         raise ArtefactError("pair store", str(folder), f"{HEADER} is damaged, or of another version")
     if header["files"] is None:

@@ -1,9 +1,12 @@
-"""One job over the processes that torchrun started: who am I, what did the first one decide, are all there."""
+"""One job over several processes: those that torchrun started (who am I, what did the first one decide, are all there),
+and the workers of a pool of our own."""
 
 from __future__ import annotations
 
 import datetime
+import multiprocessing
 import os
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -13,7 +16,7 @@ from torch import Tensor
 
 from scoreline.core.errors import InputError
 
-__all__ = ["Processes", "processes"]
+__all__ = ["Processes", "become_worker", "processes"]
 
 T = TypeVar("T")
 
@@ -94,3 +97,17 @@ def processes() -> Iterator[Processes]:
     finally:
         if started:
             dist.destroy_process_group()
+
+
+def become_worker() -> None:
+    """Make this process, started by a pool, a worker: one thread of torch, and an end when the main process ends."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        # A worker holds both ends of its queue and would wait for ever when the main process was killed.
+        threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+    torch.set_num_threads(1)
+
+
+def _end_with(parent: Any) -> None:
+    parent.join()
+    os._exit(1)

@@ -13,7 +13,6 @@ import math
 import os
 import pickle
 import socket
-import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -25,6 +24,7 @@ import torch
 
 from scoreline.core.errors import InputError, ScorelineError
 from scoreline.evaluate.ledger import Ledger
+from scoreline.evaluate.processes import become_worker
 
 __all__ = ["Evaluate", "Genotype", "Result", "Searcher", "genotype_key", "parse_workers", "search"]
 
@@ -196,19 +196,8 @@ _EVALUATE: Evaluate | None = None
 def _install(packed: bytes) -> None:
     """Make this process a worker."""
     global _EVALUATE
-    import multiprocessing
-
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        # A worker holds both ends of its queue and would wait for ever when the main process was killed.
-        threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
-    torch.set_num_threads(1)
+    become_worker()
     _EVALUATE = pickle.loads(packed)
-
-
-def _end_with(parent: Any) -> None:
-    parent.join()
-    os._exit(1)
 
 
 def _work(genotype: Genotype) -> Mapping[str, float]:
