@@ -269,8 +269,8 @@ def invert(model: Denoiser, x: Tensor, noise: Draws, *, steps: int = 128, start:
     """The noise of images, (B, *shape): Euler on the flow from t = start up to noise.
 
     Images are first mixed with fresh noise, x_start = (1 - start) x + start eps, since no model was trained on bare
-    images; the levels are i/N with the first replaced by `start`. For the smooth inverse by any other sampler see
-    :func:`scoreline.samplers.latents.encode`.
+    images; the levels are t_max i/N with the first replaced by `start`. The state at t_max is divided by t_max, as
+    sampling starts from t_max z. For the inverse by any other sampler see :func:`scoreline.samplers.latents.encode`.
 
     Args:
         model: on any schedule, with its conditions bound by `given`.
@@ -284,10 +284,11 @@ def invert(model: Denoiser, x: Tensor, noise: Draws, *, steps: int = 128, start:
 
     Reference: Lee et al. 2024, section 4.4 and code.
     """
-    if not 0 < start < 1 / steps:
-        raise InputError("start", start, f"must lie between 0 and the first level, {1 / steps:g}")
     flow = as_flow(model)
-    times = np.linspace(0.0, 1.0, steps + 1)
-    times[0], times[-1] = max(start, flow.schedule.t_min), min(1.0, flow.schedule.t_max)
+    top = float(flow.schedule.t_max)
+    times = np.linspace(0.0, top, steps + 1)
+    times[0] = max(start, float(flow.schedule.t_min))
+    if not 0 < start < times[1] or times[0] >= times[1]:
+        raise InputError("start", start, f"must lie between 0 and the first level, {times[1]:g}")
     mixed = interpolate(x, noise.normal().to(x), float(times[0]))
-    return Euler()(flow, noise, times=times, x=mixed).x
+    return Euler()(flow, noise, times=times, x=mixed).x / top
