@@ -269,26 +269,27 @@ def invert(model: Denoiser, x: Tensor, noise: Draws, *, steps: int = 128, start:
     """The noise of images, (B, *shape): Euler on the flow from t = start up to noise.
 
     Images are first mixed with fresh noise, x_start = (1 - start) x + start eps, since no model was trained on bare
-    images; the levels are t_max i/N with the first replaced by `start`. The state at t_max is divided by t_max, as
+    images; the levels are t_max i/N with those up to `start` replaced by it. The state at t_max is divided by t_max, as
     sampling starts from t_max z. For the inverse by any other sampler see :func:`scoreline.samplers.latents.encode`.
 
     Args:
         model: on any schedule, with its conditions bound by `given`.
         x: images (or latents), (B, *shape).
         noise: draw (0, 0) is mixed in.
-        steps: N, with 1/N above `start`.
-        start: the least level, in (0, 1).
+        steps: N, 1 or more.
+        start: the least level, in (0, 1); no less than the model's own is taken.
 
     Raises:
-        InputError: the first step would not rise.
+        InputError: there is no step, or the start is no level.
 
     Reference: Lee et al. 2024, section 4.4 and code.
     """
     flow = as_flow(model)
     top = float(flow.schedule.t_max)
-    times = np.linspace(0.0, top, steps + 1)
-    times[0] = max(start, float(flow.schedule.t_min))
-    if not 0 < start < times[1] or times[0] >= times[1]:
-        raise InputError("start", start, f"must lie between 0 and the first level, {times[1]:g}")
-    mixed = interpolate(x, noise.normal().to(x), float(times[0]))
+    low = max(start, float(flow.schedule.t_min))
+    if steps < 1 or not 0 < low < top:
+        raise InputError("start", start, f"must lie between 0 and the noisiest level, {top:g}, with 1 step or more")
+    levels = np.linspace(0.0, top, steps + 1)
+    times = np.append(low, levels[levels > low])
+    mixed = interpolate(x, noise.normal().to(x), low)
     return Euler()(flow, noise, times=times, x=mixed).x / top
