@@ -121,8 +121,8 @@ def test_a_consistency_function_starts_its_second_jump_where_it_is_told_to():
     assert model.levels(2).tolist() == [80.0, 0.821]
     assert model.levels(1).tolist() == [80.0]
     assert model.levels(3)[1] != 0.821
-    assert ConsistencyFunction(net(), EDM()).levels(2)[1] == pytest.approx(2.51536, abs=1e-5)
+    assert ConsistencyFunction(net(), EDM()).levels(2)[1] == pytest.approx(2.515, abs=1e-3)
     sample = Jumps(steps=2)(model.eval(), Noise(0).at(range(2), (3,)))
-    assert sample.times.tolist() == [80.0, 0.821, 0.0]
+    assert list(sample.times) == [80.0, 0.821, 0.0]
     with pytest.raises(InputError, match="middle"):
         ConsistencyFunction(net(), EDM(), middle=80.0)

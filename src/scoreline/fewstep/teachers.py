@@ -19,7 +19,7 @@ from scoreline.core.errors import InputError
 from scoreline.core.noise import Draws
 from scoreline.core.sampler import Sampler, State
 
-__all__ = ["advance", "copied", "ema_update", "guided_teacher", "rebuilt"]
+__all__ = ["advance", "copied", "ema_update", "guided_teacher", "innermost", "rebuilt"]
 
 
 @torch.no_grad()
@@ -61,6 +61,13 @@ def guided_teacher(teacher: Denoiser, guidance: float | None) -> Denoiser:
     if teacher.num_classes is None:
         raise InputError("guidance", guidance, "the teacher has no conditions to be guided by")
     return ClassifierFree(teacher, guidance)
+
+
+def innermost(model: Denoiser) -> Denoiser:
+    """The denoiser at the bottom of views of it (other coordinates, guidance, thresholds)."""
+    while isinstance(getattr(model, "inner", None), Denoiser):
+        model = model.inner  # type: ignore[assignment]
+    return model
 
 
 def copied(module: nn.Module) -> Any:
