@@ -7,19 +7,19 @@ import platform
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from scoreline.core.cond import Cond
 from scoreline.core.denoiser import Denoiser, Posterior, View
 from scoreline.core.schedule import Time
 
-__all__ = ["Counted", "Cost", "count_macs", "machine", "measured"]
+__all__ = ["Counted", "Cost", "Evaluations", "count_macs", "evaluations", "machine", "measured"]
 
 
 class Counted(View):
@@ -113,6 +113,73 @@ def count_macs(function: Callable[..., Any], *args: Any) -> int:
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         function(*args)
     return counter.get_total_flops() // 2
+
+
+@dataclass
+class Evaluations:
+    """Network evaluations of a training; see :func:`evaluations`.
+
+    Attributes:
+        forward: images that went through a network.
+        backward: images for which gradients came back through one.
+        calls: (name of the network, images, whether gradients came back) of each call, in order.
+    """
+
+    forward: int = 0
+    backward: int = 0
+    calls: list[list[Any]] = field(default_factory=list)
+
+    @property
+    def total(self) -> int:
+        """Images times evaluations, a forward pass 1, a backward pass 2."""
+        return self.forward + 2 * self.backward
+
+
+@contextmanager
+def evaluations(networks: Mapping[str, nn.Module], *, calls: bool = False) -> Iterator[Evaluations]:
+    """Count what goes through networks inside the block, whoever calls them, by `forward` or by `trace`.
+
+    Args:
+        networks: by name; a call that one makes inside another counts once, for the outer one.
+        calls: keep a list of them all.
+    """
+    counted, depth = Evaluations(), 0
+
+    def wrapped(name: str, original: Callable[..., Any]) -> Callable[..., Any]:
+        def call(x: Tensor, *args: Any, **kwargs: Any) -> Any:
+            nonlocal depth
+            depth += 1
+            try:
+                out = original(x, *args, **kwargs)
+            finally:
+                depth -= 1
+            if depth == 0:
+                size, entry = len(x), [name, len(x), False]
+                counted.forward += size
+                if calls:
+                    counted.calls.append(entry)
+                raw = out[0] if isinstance(out, (tuple, list)) else out
+                if isinstance(raw, Tensor) and raw.requires_grad:
+                    raw.register_hook(lambda grad: returned(size, entry))
+            return out
+
+        return call
+
+    def returned(size: int, entry: list[Any]) -> None:
+        counted.backward += size
+        entry[2] = True
+
+    changed: list[tuple[nn.Module, str]] = []
+    try:
+        for name, net in networks.items():
+            for method in ("forward", "trace"):
+                if hasattr(net, method) and method not in net.__dict__:
+                    net.__dict__[method] = wrapped(name, getattr(net, method))
+                    changed.append((net, method))
+        yield counted
+    finally:
+        for net, method in changed:
+            del net.__dict__[method]
 
 
 def machine() -> dict[str, Any]:

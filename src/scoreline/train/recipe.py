@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from scoreline.core.artefact import build, save_artefact
 from scoreline.core.cond import Cond
@@ -36,7 +37,8 @@ from scoreline.train import lr as schedules
 from scoreline.train.resolve import resolve
 from scoreline.train.run import run
 
-__all__ = ["make_method", "presets", "read_recipe", "train"]
+__all__ = ["apply_changes", "call", "check_images", "check_keys", "is_student_recipe", "learning_rate", "make_method"]
+__all__ += ["presets", "read_recipe", "recipe_file", "train"]
 
 _PRESETS = Path(__file__).resolve().parent.parent / "presets"
 _LR = {
@@ -56,12 +58,12 @@ def presets() -> list[str]:
     return sorted(path.stem for path in _PRESETS.glob("*.yaml"))
 
 
-def read_recipe(name: str) -> dict[str, Any]:
-    """A preset by name, or a .yaml file by path.
+def recipe_file(name: str) -> dict[str, Any]:
+    """What stands in a preset, by name, or in a .yaml file, by path; its keys are not looked at.
 
     Raises:
-        InputError: an unknown preset, key, or a key that is missing or of another form.
-        ArtefactError: the file is missing or no YAML.
+        InputError: an unknown preset.
+        ArtefactError: the file is missing or no YAML mapping.
     """
     import yaml
 
@@ -76,19 +78,51 @@ def read_recipe(name: str) -> dict[str, Any]:
         raise ArtefactError("config", str(path), f"cannot be read: {' '.join(str(error).split())}") from None
     if not isinstance(recipe, dict):
         raise ArtefactError("config", str(path), "must be a mapping of keys, see the shipped presets")
+    return _numbers(recipe)
+
+
+def is_student_recipe(recipe: Mapping[str, Any]) -> bool:
+    """Whether a recipe is one of a student (:mod:`scoreline.fewstep.recipe`), and not of a model of its own."""
+    return "model" not in recipe and bool({"student", "teacher", "pairs", "stages"} & recipe.keys())
+
+
+def check_keys(
+    recipe: Mapping[str, Any], file: str, *, known: set[str], needed: set[str], mappings: tuple[str, ...]
+) -> None:
+    """Refuse keys that are unknown, missing, or of another form.
+
+    Args:
+        recipe: the recipe, or one stage of it.
+        file: name of the file, for errors.
+        known, needed: keys.
+        mappings: keys whose values are mappings; only `settings` may be an empty one.
+    """
     for key in recipe:
-        if key not in _KEYS:
-            raise unknown_name(f"key of {path.name}", str(key), _KEYS)
-    missing = sorted(_NEEDED - recipe.keys())
+        if key not in known:
+            raise unknown_name(f"key of {file}", str(key), known)
+    missing = sorted(needed - recipe.keys())
     if missing:
-        raise InputError("config", path.name, f"lacks {', '.join(missing)}")
-    recipe = _numbers(recipe)
+        raise InputError("config", file, f"lacks {', '.join(missing)}")
     for key in ("steps", "batch_size", "seed"):
         if type(recipe.get(key, 0)) is not int:
-            raise InputError(f"{key} of {path.name}", recipe[key], "give a whole number")
-    for key in ("data", "model", "settings"):
-        if not isinstance(recipe.get(key) or {}, dict) or (key != "settings" and not recipe[key]):
-            raise InputError(f"{key} of {path.name}", recipe[key], "give a mapping, see the shipped presets")
+            raise InputError(f"{key} of {file}", recipe[key], "give a whole number")
+    for key in mappings:
+        if key not in recipe:
+            continue
+        if not isinstance(recipe[key] or {}, dict) or (key != "settings" and not recipe[key]):
+            raise InputError(f"{key} of {file}", recipe[key], "give a mapping, see the shipped presets")
+
+
+def read_recipe(name: str) -> dict[str, Any]:
+    """A preset by name, or a .yaml file by path.
+
+    Raises:
+        InputError: an unknown preset, key, or a key that is missing or of another form.
+        ArtefactError: the file is missing or no YAML.
+    """
+    recipe = recipe_file(name)
+    file = Path(name).name if name.endswith((".yaml", ".yml")) or "/" in name else f"{name}.yaml"
+    check_keys(recipe, file, known=_KEYS, needed=_NEEDED, mappings=("data", "model", "settings"))
     return recipe
 
 
@@ -104,17 +138,26 @@ def make_method(recipe: Mapping[str, Any]) -> Method:
         model = build(recipe["model"])
     settings = dict(recipe.get("settings") or {})
     if "lr" in settings:
-        settings["lr"] = _learning_rate(settings["lr"], int(recipe["steps"]))
+        settings["lr"] = learning_rate(settings["lr"], int(recipe["steps"]))
     first = next(iter(inspect.signature(cls).parameters))
     wanted = typing.get_type_hints(cls.__init__)[first]
     if isinstance(wanted, type) and not isinstance(model, wanted):
         mend = f"the method {recipe['method']} trains a {wanted.__name__}"
         raise InputError("model", type(model).__name__, mend)
-    method: Method = _call(f"setting of method {recipe['method']}", cls, settings, model)
+    method: Method = call(f"setting of method {recipe['method']}", cls, settings, model)
     return method
 
 
-def _learning_rate(given: Any, steps: int) -> Any:
+def learning_rate(given: Any, steps: int) -> Any:
+    """A number, or the rule of `scoreline.train.lr` that a mapping such as {cosine: {lr: 0.003}} stands for.
+
+    Args:
+        given: what the recipe says.
+        steps: of the training, for rules that end with it.
+
+    Raises:
+        InputError: an unknown rule or setting.
+    """
     if isinstance(given, (int, float)) and not isinstance(given, bool):
         return given
     if not isinstance(given, Mapping) or len(given) != 1:
@@ -126,10 +169,10 @@ def _learning_rate(given: Any, steps: int) -> Any:
         raise InputError(f"lr rule {rule}", arguments, "give its settings, e.g. {lr: 0.003}")
     if rule in ("linear", "cosine"):
         arguments = {"steps": steps, **arguments}
-    return _call(f"setting of lr rule {rule}", _LR[rule], arguments)
+    return call(f"setting of lr rule {rule}", _LR[rule], arguments)
 
 
-def _call(thing: str, function: Callable[..., Any], settings: Mapping[str, Any], *first: Any) -> Any:
+def call(thing: str, function: Callable[..., Any], settings: Mapping[str, Any], *first: Any) -> Any:
     """function(*first, **settings), with misspelt, missing and ill-typed settings refused in one line."""
     known = list(inspect.signature(function).parameters)[len(first) :]
     for key in settings:
@@ -181,12 +224,12 @@ def train(
         {"resolved": ...} for a dry run, else {"model", "folder", "steps", "losses"}.
     """
     recipe = read_recipe(name)
-    _apply(recipe, changes)
+    apply_changes(recipe, changes)
     if recipe.get("requires") == "cuda" and pick_device(device).type != "cuda" and not dry_run and recipe["steps"] > 10:
         raise InputError("preset", name, "is sized for a CUDA device; try digits, or set --steps 10 to see it run")
-    data = _call("setting of data", load_images, recipe["data"])
+    data = call("setting of data", load_images, recipe["data"])
     method = make_method(recipe)
-    _check_fit(method, data)
+    check_images(method, data)
     config = {"recipe": {k: v for k, v in recipe.items() if k not in ("steps", "sample_every", "requires")}}
     steps, batch_size = int(recipe["steps"]), int(recipe["batch_size"])
     settings: dict[str, Any] = {
@@ -213,7 +256,7 @@ def train(
     return {"model": str(target), "folder": str(folder), "steps": trained.step, "losses": trained.losses}
 
 
-def _check_fit(method: Method, data: Any) -> None:
+def check_images(method: nn.Module, data: Any) -> None:
     """Refuse images and classes that the networks cannot take, before any work."""
     for module in method.modules():
         shape, classes = getattr(module, "in_shape", None), getattr(module, "num_classes", None)
@@ -224,11 +267,12 @@ def _check_fit(method: Method, data: Any) -> None:
             raise InputError("data", data.name, f"{found}, and the model is one of {classes} classes")
 
 
-def _apply(recipe: dict[str, Any], changes: Mapping[str, Any]) -> None:
+def apply_changes(recipe: dict[str, Any], changes: Mapping[str, Any]) -> None:
+    """Put what the user asked for (see :func:`train`) into a recipe, in place."""
     for key, value in changes.items():
         if key == "data":
             # Another set has its own splits; the same one keeps the recipe's, so that no test image is trained on.
-            if recipe["data"].get("source") != value:
+            if (recipe.get("data") or {}).get("source") != value:
                 recipe["data"] = {"source": value}
         elif key == "lr":
             settings = recipe["settings"] = recipe.get("settings") or {}
