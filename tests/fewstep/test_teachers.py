@@ -40,6 +40,11 @@ def test_copies_and_rebuilt_networks():
     assert fresh
     assert all(torch.equal(made.state_dict()[k], v) for k, v in net.state_dict().items() if k not in fresh)
     assert made.second_time
+    # the layers that take both times keep what they knew of the first
+    grown = [k for k in fresh if k in net.state_dict()]
+    assert grown == ["layers.0.affine.weight"]
+    assert torch.equal(made.layers[0].affine.weight[:, :8], net.layers[0].affine.weight)
+    assert made.layers[0].affine.weight[:, 8:].abs().min() > 0
     assert rebuilt(net, {})[1] == []
     twin = copied(net)
     assert not any(p.requires_grad for p in twin.parameters())

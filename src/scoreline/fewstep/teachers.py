@@ -78,12 +78,14 @@ def copied(module: nn.Module) -> Any:
 def rebuilt(net: nn.Module, changes: Mapping[str, Any]) -> tuple[nn.Module, list[str]]:
     """The network again with some constructor arguments changed, holding its weights wherever they fit.
 
+    A matrix that has only gained inputs (a second time beside the first) keeps those it had, in front.
+
     Args:
         net: a network of ours (its constructor's arguments are recorded).
         changes: arguments to change, e.g. {"second_time": True}.
 
     Returns:
-        (network, names of the tensors that are new; they keep their fresh initialisation).
+        (network, names of the tensors that are new or have grown; what is new keeps its fresh initialisation).
 
     Raises:
         InputError: the network is not one of ours, so that it can be copied but not rebuilt.
@@ -97,7 +99,13 @@ def rebuilt(net: nn.Module, changes: Mapping[str, Any]) -> tuple[nn.Module, list
     made = build(description)
     old, fresh = net.state_dict(), made.state_dict()
     kept = {name: value for name, value in old.items() if name in fresh and fresh[name].shape == value.shape}
-    made.load_state_dict({**fresh, **kept})
+    grown = {}
+    for name in (old.keys() & fresh.keys()) - kept.keys():
+        before, now = old[name], fresh[name].clone()
+        if before.dim() == now.dim() == 2 and len(before) == len(now) and before.shape[1] < now.shape[1]:
+            now[:, : before.shape[1]] = before
+            grown[name] = now
+    made.load_state_dict({**fresh, **kept, **grown})
     return made, sorted(fresh.keys() - kept.keys())
 
 
