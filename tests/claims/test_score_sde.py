@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,6 +14,9 @@ import torch
 from scoreline.claims import score_sde as claim
 from scoreline.claims.engine import BUDGET, measure
 from scoreline.claims.score_sde import CLAIM, CorrelatedPairs
+from scoreline.core.noise import Noise
+from scoreline.data import load_images
+from scoreline.diffusion.likelihood import log_likelihood
 from scoreline.diffusion.schedules import VP
 from scoreline.samplers.score_sde import PC, ReverseDiffusion
 
@@ -40,7 +44,7 @@ def made_up(**changes: Any) -> dict[str, dict[str, list[Any]]]:
         if kind == "a":
             columns |= {"error": 0.001, "bias": 0.5, "ratio": 4.0 if arm.endswith("mixture") else None}
         elif kind == "b":
-            columns |= {"bits": [3.0, 3.1, 3.2] if arm == "b vp" else [2.9, 3.01, 3.1]}
+            columns |= {"bits": [3.0, 3.1, 3.2] if arm == "b vp" else [2.9, 3.01, 3.1], "largest_bits": [4.0, 4.5, 4.1]}
         elif kind == "c":
             columns |= {"frechet_distance": 5.0 if "PC" in arm else 6.0, "noise_distance": 50.0}
         else:
@@ -126,6 +130,21 @@ def test_correlated_pairs_are_a_gaussian() -> None:
     x = torch.randn(3, 2, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     wanted = alpha * S @ torch.linalg.inv(alpha**2 * S + sigma**2 * torch.eye(2, dtype=torch.float64)) @ x
     assert torch.allclose(model(x, t).mean, wanted)
+
+
+@pytest.mark.parametrize("sde", ["vp", "subvp"])
+def test_an_image_unlike_all_others_stays_within_the_reach_of_the_prior(sde: str) -> None:
+    """One test image with ink in a corner had latents of mean square 2e7, and with them the mean bits/dim of an arm."""
+    sizes = replace(claim.SIZES["smoke"], width=32, depth=2, steps=100)
+    model = claim._trained(sde, 0, sizes)
+    batch = load_images("digits", split="test").batch([174, 160, 0])
+    # Ten times the contrast: farther out than any image.
+    solved = log_likelihood(model, 10 * batch.image, draws=Noise(0).at(batch.index, model.shape), rtol=1e-3)
+    assert float(solved.latents.flatten(1).square().mean(1).max()) < 3
+
+
+def test_findings_name_the_worst_image() -> None:
+    assert CLAIM.findings(made_up())[-1] == "Largest bits/dim of any test image: vp 4.5, subvp 4.5."
 
 
 def test_the_smoke_run_measures_every_arm_and_stores_nothing() -> None:

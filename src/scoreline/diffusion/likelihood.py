@@ -40,7 +40,8 @@ class Likelihood(NamedTuple):
 
     Attributes:
         log_p: (B,) float64, natural logarithm of the density at each image.
-        latents: (B, ...) state at t_max divided by the size of the prior.
+        latents: (B, ...) state at t_max divided by the size of the prior. Their mean square is about 1; where it is far
+            above, the model was asked where it never learned, and log_p tells of its errors there.
         evaluations: (B,) int64 network evaluations, each with one backward pass a probe (`exact`: one a dimension).
     """
 
