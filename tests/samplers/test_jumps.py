@@ -60,6 +60,21 @@ def test_a_consistency_function_takes_gamma_one_and_counts_its_evaluations():
         Jumps(gamma=0.0, steps=2)(model, noise)
 
 
+def test_without_noise_the_goal_is_the_next_level_to_the_last_bit():
+    for steps in (2, 9, 17):
+        times = np.append(EXACT.levels(steps), 0.0)
+        table = Jumps(gamma=0.0).coefficients(EXACT.schedule, times)
+        assert (table["goal"][:-1] == times[1:-1]).all()
+        assert (table["std"] == 0).all()
+
+
+def test_a_grid_by_name_wastes_no_jump_at_the_end():
+    named, own = (Jumps(steps=3, grid=grid)(EXACT, draws()) for grid in ("karras", None))
+    assert np.array_equal(named.times, own.times)
+    assert named.times[-2] > 0.1
+    assert np.allclose(Jumps(steps=2, grid="time-to-clean")(EXACT, draws()).times, [80.0, 40.0, 0.0])
+
+
 def test_refusals():
     with pytest.raises(InputError, match="needs a flow map"):
         Jumps(steps=2)(Gaussian(EDM(), MEAN, VARIANCE), draws())

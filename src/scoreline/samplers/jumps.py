@@ -21,6 +21,7 @@ from scoreline.core.artefact import recorded
 from scoreline.core.denoiser import Denoiser
 from scoreline.core.errors import InputError
 from scoreline.core.flow_map import FlowMap
+from scoreline.core.names import lookup
 from scoreline.core.sampler import Rows, Sampler, State
 from scoreline.core.schedule import Schedule, spread
 
@@ -72,14 +73,22 @@ class Jumps(Sampler):
 
     def times(self, schedule: Schedule, evaluations: int = 1) -> np.ndarray:
         if self._map is None or self.grid is not None:
-            return super().times(schedule, evaluations)
+            end = schedule.t_min if self._map is None else self._map.end
+            return np.append(self._spaced(schedule, self.plan(evaluations), end), schedule.clean)
         return np.append(self._map.levels(self.plan(evaluations)), schedule.clean)
+
+    def _spaced(self, schedule: Schedule, steps: int, end: float) -> np.ndarray:
+        """Levels by the grid's name; one that stops at the end itself, where a jump stands still, takes one more."""
+        grid = lookup("grid", self.grid or schedule.grid)
+        levels = np.asarray(grid(schedule, steps))
+        return levels if levels[-1] > end else np.asarray(grid(schedule, steps + 1))[:steps]
 
     def coefficients(self, schedule: Schedule, times: Any) -> Rows:
         end = schedule.t_min if self._map is None else self._map.end
         gamma = 1.0 if self.gamma is None else self.gamma
         following = np.maximum(np.asarray(times[1:], dtype=np.float64), end)
-        goal = end + np.sqrt(1 - gamma**2) * (following - end)
+        # Without noise the goal is the next level to the last bit: a rounded one would call for a little noise.
+        goal = end + np.sqrt(1 - gamma**2) * (following - end) if gamma else following.copy()
         goal[-1] = end
         if schedule.known is not None:
             goal = np.asarray(schedule.snap(goal))
