@@ -42,6 +42,11 @@ def _edm(shape: tuple[int, ...] = IMAGE) -> Denoiser:
     return lookup("denoiser", "preconditioned")(net, lookup("schedule", "edm")())
 
 
+def _consistency() -> Denoiser:
+    net = lookup("network", "mlp")(in_shape=IMAGE, width=32)
+    return lookup("denoiser", "consistency")(net, lookup("schedule", "edm")())
+
+
 SMALL: dict[tuple[str, str], Callable[[], Any]] = {
     ("network", "unet"): lambda: _unet(),
     ("network", "dit"): lambda: lookup("network", "dit")(in_shape=IMAGE, width=32, depth=2, heads=2),
@@ -79,6 +84,9 @@ SMALL: dict[tuple[str, str], Callable[[], Any]] = {
     ("method", "noisy-classification"): lambda: lookup("method", "noisy-classification")(
         lookup("classifier", "noisy-classifier")(width=16, depth=1)
     ),
+    ("method", "ict"): lambda: lookup("method", "ict")(_consistency(), steps=4, s1=20, target_ema=0.5),
+    ("method", "ct"): lambda: lookup("method", "ct")(_consistency(), steps=4),
+    ("method", "cd"): lambda: lookup("method", "cd")(_consistency(), _edm(), steps=4),
     ("method", "kl-autoencoding"): lambda: lookup("method", "kl-autoencoding")(SMALL["network", "kl-autoencoder"]()),
 }
 BASES = {"schedule": Schedule, "sampler": Sampler, "denoiser": Denoiser, "encoder": Encoder, "method": Method}

@@ -81,6 +81,11 @@ TABLE: dict[str, dict[str, str]] = {
         "classification": "scoreline.classify.plain:Classification",
         "noisy-classification": "scoreline.guidance.classifier:NoisyClassification",
         "kl-autoencoding": "scoreline.generators.autoencoding:KLAutoencoding",
+        "ict": "scoreline.fewstep.ict:ICT",
+        "ct": "scoreline.fewstep.consistency_models:CT",
+        "cd": "scoreline.fewstep.consistency_models:CD",
+        "rectified-flow": "scoreline.fewstep.instaflow:RectifiedFlow",
+        "flow-distillation": "scoreline.fewstep.instaflow:FlowDistillation",
     },
     "bridge": {
         # Readers of the formats of others: functions from a path to a model.

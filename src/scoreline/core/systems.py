@@ -112,7 +112,21 @@ SYSTEMS = (
     System("11", "SAR-to-optical distillation", "sar-to-optical", "2407.06095", 10, "scoreline.fewstep.sar_to_optical"),
     System("12", "DEIS", "deis", "2204.13902", 10, "scoreline.samplers.deis", ("scoreline.samplers.exponential",)),
     System("13", "InstaFlow", "instaflow", "2309.06380", 10, "scoreline.fewstep.instaflow"),
-    System("14", "iCT", "ict", "2310.14189", 9, "scoreline.fewstep.ict"),
+    System(
+        "14",
+        "iCT",
+        "ict",
+        "2310.14189",
+        9,
+        "scoreline.fewstep.ict",
+        (
+            "scoreline.fewstep.consistency",
+            "scoreline.fewstep.consistency_models",
+            "scoreline.fewstep.curricula",
+            "scoreline.fewstep.distances",
+            "scoreline.fewstep.maps",
+        ),
+    ),
     System(
         "15",
         "Score SDE",
