@@ -1,0 +1,358 @@
+"""Rectified flow, reflow and distillation: straight paths that one Euler step follows to their end (InstaFlow).
+
+The papers' time runs from noise, t' = 0, to data, t' = 1; with noise X_0 and data X_1
+    X_t' = t' X_1 + (1 - t') X_0                       t' ~ U(eps, 1), eps = 1e-3
+    rectified flow   min E |(X_1 - X_0) - v'(X_t', t')|^2, X_0 and X_1 independent        (1-rectified flow)
+    reflow           the same on pairs X_1 = ODE[v'](X_0)                                 (2-, 3-, ... rectified flow)
+    straightness     S = int E|(Z_1 - Z_0) - v'(Z_t', t')|^2 dt'          (`scoreline.fewstep.flows.straightness`)
+    distillation     min E D(ODE[v'](X_0), X_0 + v'(X_0, 0));  for k steps reflow with t' ~ U{0, 1/k, ..., (k-1)/k}
+    guidance         v'_a = a v'(x, t' | text) + (1 - a) v'(x, t' | nothing)
+Models of this package live in t = 1 - t', with velocity v = -v': functions that can be called alone say which one they
+take; those named after a formula above take t'. Sampling as the released code does it, grids and time labels included,
+is in `scoreline.samplers.rectified`.
+
+At t' = 0 the optimal v' of an independent coupling is E[X_1] - x, so that one Euler step of a 1-rectified flow gives
+the mean of the data: that is what it has to give.
+
+Reference: Liu et al. 2023 (InstaFlow), arXiv 2309.06380; Liu et al. 2022 (Flow Straight and Fast), arXiv 2209.03003.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from scoreline.core.cond import Cond
+from scoreline.core.denoiser import Denoiser
+from scoreline.core.errors import InputError
+from scoreline.core.method import Method, Update
+from scoreline.core.noise import Noise
+from scoreline.fewstep.distances import Distance, distance, squared
+from scoreline.fewstep.flows import (
+    as_flow,
+    conditions,
+    flow_student,
+    interpolate,
+    network_of,
+    pair_of,
+    straightness,
+    velocity_loss,
+)
+from scoreline.fewstep.teachers import advance, guided_teacher
+from scoreline.samplers.euler import Euler
+from scoreline.samplers.generator import Sampled
+
+__all__ = ["FlowDistillation", "RectifiedFlow", "distillation_loss", "distillation_times", "guided_flow"]
+__all__ += ["guided_velocity", "online_pairs", "reflow_loss", "stage_straightness", "training_times"]
+
+Lr = float | Callable[[int], float]
+
+
+def training_times(u: Tensor, *, eps: float = 1e-3) -> Tensor:
+    """t' = eps + u (1 - eps) in the papers' time, (B,) float64.
+
+    Args:
+        u: uniform on [0, 1), (B,).
+        eps: the least time.
+    """
+    return eps + u.double() * (1 - eps)
+
+
+def distillation_times(u: Tensor, k: int, *, eps: float = 0.0) -> Tensor:
+    """t' uniform on {0, 1/k, ..., (k-1)/k}, moved to (1 - eps) t' + eps; the papers' time, (B,) float64.
+
+    Args:
+        u: uniform on [0, 1), (B,).
+        k: steps of the distilled model.
+        eps: 0 in the paper, 1e-3 in the released code.
+
+    >>> distillation_times(torch.tensor([0.0, 0.49, 0.5, 0.99]), 2).tolist()
+    [0.0, 0.0, 0.5, 0.5]
+    """
+    return eps + (u.double() * k).floor().clamp(max=k - 1) / k * (1 - eps)
+
+
+def guided_velocity(text: Tensor, nothing: Tensor, a: float) -> Tensor:
+    """v_a = a v(x, t | text) + (1 - a) v(x, t | nothing), (B, ...); a = 1 is the first, whatever the second holds.
+
+    Args:
+        text, nothing: the two velocities, (B, ...), in either time.
+        a: strength, 1.5 for targets of a 2-rectified flow, useful from 1 to 2.
+    """
+    return torch.lerp(nothing, text, a) if a != 1 else text
+
+
+def guided_flow(model: Denoiser, a: float) -> Denoiser:
+    """A flow under guidance of strength a; 1 is the conditional model itself, at half the cost.
+
+    Args:
+        model: a denoiser on any schedule; all forms give the same images, since velocity is affine in them.
+        a: 1 or more. A distilled model takes none.
+
+    Raises:
+        InputError: a is below 1 (the released pipeline then runs the conditional branch alone), or the model has no
+            conditions.
+    """
+    if not a >= 1:
+        raise InputError("guidance", a, "a flow is guided with 1 (conditional) or more; bind no label to leave it out")
+    return guided_teacher(model, a)
+
+
+def online_pairs(teacher: Denoiser, noise: Tensor, steps: int = 20, cond: Cond | None = None) -> Tensor:
+    """X_1 = ODE[v](X_0) by Euler steps of the teacher, without gradients, (B, *shape).
+
+    Args:
+        teacher: a denoiser on any schedule.
+        noise: X_0, (B, *shape) standard normal.
+        steps: evaluations, 20 in the code of rectified flow.
+        cond: conditions of the batch.
+    """
+    flow = as_flow(teacher)
+    top = float(flow.schedule.t_max)
+    times = torch.linspace(top, 0.0, steps + 1, dtype=torch.float64, device=noise.device)
+    return advance(Euler(), flow, noise * top, times[:, None].expand(-1, len(noise)), cond)
+
+
+def reflow_loss(student: Denoiser, x: Tensor, z: Tensor, t: Tensor, cond: Cond | None = None) -> Tensor:
+    """Mean over the batch of |v(x_t, t) - (z - x)|^2, x_t = (1 - t) x + t z: rectified flow, and reflow on pairs.
+
+    Args:
+        student: a denoiser on the flow schedule.
+        x: X_1, data ends, (B, *shape).
+        z: X_0, noise, (B, *shape): independent of x for a 1-rectified flow, its partner for reflow.
+        t: 1 - t', (B,) float64; times nearer to an end than the student goes are moved to it.
+        cond: conditions of the batch.
+    """
+    t = t.clamp(student.schedule.t_min, student.schedule.t_max)
+    return velocity_loss(student.velocity(interpolate(x, z, t), t, cond), x, z).mean()
+
+
+def distillation_loss(
+    student: Denoiser, x: Tensor, z: Tensor, t: Tensor, cond: Cond | None = None, *, apart: Distance = squared
+) -> Tensor:
+    """Mean over the batch of D(X_1, X_0 + v'(X_t', t')), t' = 0: the one-step student against where the flow ends.
+
+    Args:
+        student: a denoiser on the flow schedule.
+        x: X_1 = ODE[v](X_0), (B, *shape).
+        z: X_0, (B, *shape).
+        t: 1 - t', (B,) float64: 1, or 0.999 in the released code; no noisier than the student goes.
+        cond: conditions of the batch.
+        apart: D, one number an image; squared, then LPIPS in the paper.
+    """
+    t = t.clamp(max=student.schedule.t_max)
+    return apart(z - student.velocity(interpolate(x, z, t), t, cond), x).mean()
+
+
+@torch.no_grad()
+def stage_straightness(student: Denoiser, *, count: int = 256, steps: int = 100, seed: int = 0) -> float:
+    """S of a flow, told at the end of a stage: the mean over `count` starts, labels in turn, by Euler steps.
+
+    Args:
+        student: a denoiser.
+        count: starts.
+        steps: Euler steps of each.
+        seed: of the starts.
+    """
+    cond = None
+    place = next(student.parameters(), torch.empty(0)).device
+    if student.num_classes is not None:
+        cond = Cond(labels=torch.arange(count, device=place) % student.num_classes)
+    draws = Noise(seed).at(range(count), student.shape, device=place)
+    return float(straightness(student.given(cond), draws, steps=steps).mean())
+
+
+@dataclass(frozen=True)
+class Coupled:
+    """What one turn of training shares: data ends, noise, times (1 - t') and conditions."""
+
+    x: Tensor
+    z: Tensor
+    t: Tensor
+    cond: Cond | None
+
+
+class RectifiedFlow(Method):
+    """Train a rectified flow: on images a 1-rectified flow, on pairs of a flow the next one (reflow).
+
+    Args:
+        student: a denoiser on the flow schedule; its network takes the gradients.
+        teacher: makes the pairs of each batch where `online` says so; with stored pairs it is not asked.
+        online: Euler steps of the teacher for the pairs of each batch, 20 in the released code; 0 takes the batch's own
+            noise where it holds pairs, and independent noise (a 1-rectified flow) where it holds images.
+        guidance: a, of the teacher, 1 or more.
+        eps: the least time t'.
+        p_uncond: share of labels dropped, so that the flow can be guided.
+        lr: learning rate, or a function of the step.
+        optimizer, settings, clip: see :class:`scoreline.core.method.Update`.
+
+    Raises:
+        InputError: a setting is out of range, or teacher and student do not fit.
+    """
+
+    sampler = "euler"
+    made_for: tuple[int, ...] | None = None
+
+    def __init__(
+        self,
+        student: Denoiser,
+        teacher: Denoiser | None = None,
+        *,
+        online: int = 0,
+        guidance: float = 1.0,
+        eps: float = 1e-3,
+        p_uncond: float = 0.0,
+        lr: Lr = 2e-4,
+        optimizer: type[torch.optim.Optimizer] = torch.optim.Adam,
+        settings: dict[str, Any] | None = None,
+        clip: float | None = 1.0,
+    ) -> None:
+        super().__init__()
+        if not 0 <= eps < 1:
+            raise InputError("eps", eps, "is the least time, in [0, 1)")
+        if not 0 <= p_uncond < 1:
+            raise InputError("p_uncond", p_uncond, "must lie in [0, 1)")
+        self.student, self.eps, self.p_uncond, self.online = student, eps, p_uncond, online
+        self.teacher = _pair_maker(student, teacher, online, guidance)
+        network = network_of(student)
+        self.updates = [Update(network, self.loss, optimizer=optimizer, lr=lr, settings=settings or {}, clip=clip)]
+
+    @staticmethod
+    def student_of(teacher: Denoiser | None, net: nn.Module | None = None) -> Denoiser:
+        """A flow of a network, or of a copy of the teacher's; see :func:`scoreline.fewstep.flows.flow_student`."""
+        return flow_student(teacher, net)
+
+    def frozen(self) -> tuple[nn.Module, ...]:
+        return () if self.teacher is None else (self.teacher,)
+
+    def averaged(self) -> nn.Module:
+        return network_of(self.student)
+
+    def prepare(self, batch: Any, step: int) -> Coupled:
+        cond = conditions(self.student, batch, self.p_uncond)
+        x, z = _coupling(self.teacher, self.online, batch)
+        return Coupled(x, z, 1 - training_times(batch.draws.uniform(step=0, part=1), eps=self.eps), cond)
+
+    def loss(self, batch: Any, shared: Coupled, step: int) -> Tensor:
+        return reflow_loss(self.student, shared.x, shared.z, shared.t, shared.cond)
+
+    def measured(self) -> dict[str, float]:
+        """What is told at the end of a training: the straightness S."""
+        return {"straightness": stage_straightness(self.student)}
+
+    def result(self) -> Sampled:
+        return Sampled(self.student.eval(), Euler(steps=20))
+
+
+class FlowDistillation(Method):
+    """Distil a flow into one Euler step, or k, on pairs of that flow; straight flows (2-rectified) distil best.
+
+    Args:
+        student: a denoiser on the flow schedule, usually a copy of the flow; its network takes the gradients.
+        teacher: makes the pairs of each batch where `online` says so; with stored pairs it is not asked.
+        k: Euler steps of the result.
+        distance: D for k = 1, a name in `scoreline.fewstep.distances.DISTANCES`; the paper ends with lpips-vgg. More
+            steps take the squared velocity.
+        size: LPIPS only: pixels to which images are resized; None leaves them.
+        eps: how far from pure noise the student is trained: 0, or 1e-3 as in the released code.
+        online, guidance: as of :class:`RectifiedFlow`.
+        lr: learning rate, or a function of the step.
+        optimizer, settings, clip: see :class:`scoreline.core.method.Update`.
+
+    Raises:
+        InputError: a setting is out of range, or teacher and student do not fit.
+    """
+
+    sampler = "euler"
+    made_for: tuple[int, ...] | None = (1,)
+
+    def __init__(
+        self,
+        student: Denoiser,
+        teacher: Denoiser | None = None,
+        *,
+        k: int = 1,
+        distance: str = "squared",
+        size: int | None = None,
+        eps: float = 0.0,
+        online: int = 0,
+        guidance: float = 1.0,
+        lr: Lr = 2e-4,
+        optimizer: type[torch.optim.Optimizer] = torch.optim.Adam,
+        settings: dict[str, Any] | None = None,
+        clip: float | None = 1.0,
+    ) -> None:
+        super().__init__()
+        if not 0 <= eps < 1:
+            raise InputError("eps", eps, "is the least time, in [0, 1)")
+        if k < 1:
+            raise InputError("k", k, "counts Euler steps, 1 or more")
+        if k > 1 and distance != "squared":
+            raise InputError("distance", distance, "belongs to one step; k steps take the squared velocity")
+        self.student, self.k, self.eps, self.online = student, k, eps, online
+        self.made_for, self.apart = (k,), _named(distance, size)
+        self.teacher = _pair_maker(student, teacher, online, guidance)
+        network = network_of(student)
+        self.updates = [Update(network, self.loss, optimizer=optimizer, lr=lr, settings=settings or {}, clip=clip)]
+
+    @staticmethod
+    def student_of(teacher: Denoiser | None, net: nn.Module | None = None) -> Denoiser:
+        """A flow of a network, or of a copy of the teacher's; see :func:`scoreline.fewstep.flows.flow_student`."""
+        return flow_student(teacher, net)
+
+    def frozen(self) -> tuple[nn.Module, ...]:
+        return () if self.teacher is None else (self.teacher,)
+
+    def averaged(self) -> nn.Module:
+        return network_of(self.student)
+
+    def prepare(self, batch: Any, step: int) -> Coupled:
+        if self.teacher is None and "noise" not in batch.extras:
+            raise InputError("data", "images", "a flow is distilled on pairs; make them with scoreline pairs")
+        cond = conditions(self.student, batch)
+        x, z = _coupling(self.teacher, self.online, batch)
+        t = 1 - distillation_times(batch.draws.uniform(step=0, part=1), self.k, eps=self.eps)
+        return Coupled(x, z, t, cond)
+
+    def loss(self, batch: Any, shared: Coupled, step: int) -> Tensor:
+        if self.k > 1:
+            return reflow_loss(self.student, shared.x, shared.z, shared.t, shared.cond)
+        return distillation_loss(self.student, shared.x, shared.z, shared.t, shared.cond, apart=self.apart)
+
+    def result(self) -> Sampled:
+        return Sampled(self.student.eval(), Euler(steps=self.k))
+
+
+def _named(name: str, size: int | None) -> Distance:
+    return distance(name, size=size)
+
+
+def _pair_maker(student: Denoiser, teacher: Denoiser | None, online: int, guidance: float) -> Denoiser | None:
+    """The frozen teacher that makes pairs during the training, or None; what does not fit is refused."""
+    if online < 0:
+        raise InputError("online", online, "counts Euler steps of the teacher, 0 or more")
+    if teacher is None:
+        if online:
+            raise InputError("online", online, "needs a teacher that makes the pairs")
+        return None
+    if tuple(teacher.shape) != tuple(student.shape):
+        mend = f"the teacher's images are {tuple(teacher.shape)}; a student makes images of the same shape"
+        raise InputError("student", tuple(student.shape), mend)
+    if not online:
+        return None
+    if student.num_classes is not None and teacher.num_classes != student.num_classes:
+        mend = f"the teacher knows {teacher.num_classes} classes; a student takes the same ones, or none"
+        raise InputError("student", f"{student.num_classes} classes", mend)
+    return guided_flow(teacher.requires_grad_(False).eval(), guidance)
+
+
+def _coupling(teacher: Denoiser | None, online: int, batch: Any) -> tuple[Tensor, Tensor]:
+    """(x, z): those of the batch, or the teacher's images of the batch's noise."""
+    x, z = pair_of(batch)
+    if teacher is None:
+        return x, z
+    return online_pairs(teacher, z, online, conditions(teacher, batch)), z
