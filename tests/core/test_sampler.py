@@ -12,7 +12,7 @@ import torch
 from scoreline.core.denoiser import Denoiser
 from scoreline.core.errors import InputError
 from scoreline.core.noise import Noise
-from scoreline.core.sampler import Rows, Sampler, State
+from scoreline.core.sampler import Rows, Sampler, State, check_shapes
 from scoreline.core.schedule import Schedule
 from scoreline.diffusion.closed_form import Gaussian
 from scoreline.diffusion.schedules import EDM, VP, Discrete
@@ -128,3 +128,19 @@ def test_no_graph_is_kept() -> None:
     x = torch.ones(1, 2, dtype=torch.float64, requires_grad=True)
     draws = Noise(0).at([0], (2,), dtype=torch.float64)
     assert not Add()(gaussian(), draws, times=[2.0, 1.0, 0.5], x=x).x.requires_grad
+
+
+def test_what_follows_from_the_arguments_is_not_shown() -> None:
+    sampler = Add(steps=3)
+    sampler.order, sampler.per_image, sampler.rising, sampler.stochastic, sampler.min_steps = 1, False, True, True, 3
+    assert repr(sampler) == "Add(steps=3)"
+
+
+def test_shapes_that_do_not_fit_are_refused() -> None:
+    model, draws = gaussian(), Noise(0).at([0, 1], (2,))
+    check_shapes(model, draws)
+    check_shapes(model, draws, torch.zeros(2, 2))
+    with pytest.raises(InputError, match=r"noise shape \(3,\): the model makes \(2,\)"):
+        check_shapes(model, Noise(0).at([0], (3,)))
+    with pytest.raises(InputError, match=r"x \(3, 2\): needs shape \(2, 2\)"):
+        check_shapes(model, draws, torch.zeros(3, 2))

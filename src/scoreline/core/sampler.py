@@ -240,7 +240,8 @@ class Sampler:
         return times
 
     def __repr__(self) -> str:
-        hidden = {"order", "rising", "stochastic"}
+        # What follows from the arguments, or was taken over from a sampler inside, is no argument.
+        hidden = {"order", "per_image", "rising", "stochastic", "min_steps"}
         shown = {k: v for k, v in vars(self).items() if v is not None and k not in hidden and not k.startswith("_")}
         return f"{type(self).__name__}({', '.join(f'{k}={v!r}' for k, v in shown.items())})"
 

@@ -69,9 +69,3 @@ class Wrapped(Sampler):
 
     def step(self, denoiser: Denoiser, state: State, row: SimpleNamespace) -> State:
         return self._inner.step(denoiser, state, row)
-
-    def __repr__(self) -> str:
-        # What was taken over from the inner sampler is no argument.
-        hidden = {"order", "rising", "stochastic", "min_steps", "per_image"}
-        shown = {k: v for k, v in vars(self).items() if v is not None and k not in hidden and not k.startswith("_")}
-        return f"{type(self).__name__}({', '.join(f'{k}={v!r}' for k, v in shown.items())})"
