@@ -146,7 +146,65 @@ def test_a_solver_is_found_and_sampled_with(scoreline: Any, small: str, tmp_path
     assert len(list((tmp_path / "images").rglob("*.png"))) == 2
 
 
+FEW = ["--evaluations", "4", "--count", "4", "--report-count", "4", "--report-seeds", "0,1", "--features", "pixels"]
+
+
+@pytest.fixture
+def short(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Few finalists, baselines and published solvers, and no picture drawn."""
+    monkeypatch.setattr("scoreline.search.workflow.FINALISTS", 1)
+    monkeypatch.setattr("scoreline.search.solvers.BASELINES", ("unipc-2",))
+    monkeypatch.setattr("scoreline.search.solvers.PUBLISHED", ("ddim",))
+    monkeypatch.setattr("scoreline.report.search_plots.write_search_plot", lambda results, path: _touched(path))
+
+
+def _touched(path: Path) -> Path:
+    path.touch()
+    return path
+
+
+@pytest.mark.usefixtures("short")
+@pytest.mark.parametrize("space", ["steps", "solver"])
+def test_several_budgets_have_each_a_front_and_a_plan(scoreline: Any, small: str, tmp_path: Path, space: str) -> None:
+    command = ["search", small, "--space", space, *FEW, "--clip", "--out", space]
+    both = scoreline(*command, "--nfe", "3,4", "--json")
+    assert both.code == 0, both.err
+    assert list(both.json["budgets"]) == ["3", "4"]
+    for nfe, found in both.json["budgets"].items():
+        assert (found["settings"]["nfe"], len(found["front"]) > 0) == (int(nfe), True)
+        assert f"{space}/nfe-{nfe}/plan.json" in found["files"]
+        assert all(Path(file).is_file() for file in found["files"])
+        assert {row["nfe"] for row in found["rows"]} == {int(nfe)}
+    if space == "solver":  # each is what a search of that budget alone finds
+        alone = scoreline(*command[:-1], "alone", "--nfe", "3", "--json")
+        assert told(alone.json) == told(both.json["budgets"]["3"])
+    else:  # the same command finds everything there
+        before = {file: file.read_bytes() for file in (tmp_path / space).rglob("*.jsonl")}
+        text = scoreline(*command, "--nfe", "3,4")
+        assert text.out.count("use it:") == 2, text.err
+        assert {file: file.read_bytes() for file in (tmp_path / space).rglob("*.jsonl")} == before
+
+
+@pytest.mark.usefixtures("short")
+def test_evolution_and_skip_coefficients_of_a_solver(scoreline: Any, tmp_path: Path) -> None:
+    options = ["--space", "solver", "--nfe", "3", *FEW, "--method", "evolution", "--joints"]
+    answer = scoreline("search", "digits", *options, "--out", "s", "--json")
+    assert answer.code == 0, answer.err
+    assert [row["name"] for row in answer.json["rows"]][-2:] == ["random search", "evolution"]
+    assert (answer.json["settings"]["variant"], answer.json["settings"]["joints"]) == ("paper", 4)
+    assert len(answer.json["rows"][-1]["genotype"]["skips"]) == 4
+    assert scoreline(*answer.json["use"].split()[1:], "--seeds", "0:2").code == 0
+
+
 @pytest.mark.parametrize("options, words", [
+    (["--nfe", "4,4"], ["nfe", "distinct"]),
+    (["--nfe", "4,1200"], ["steps", "1000"]),
+    (["--nfe", "four"], ["nfe", "whole numbers"]),
+    (["--space", "solver", "--nfe", "4,1"], ["nfe", "at least 2"]),
+    (["--space", "solver", "--joints"], ["joints"]),
+    (["--space", "solver", "--method", "s3", "--variant", "released"], ["evolution alone"]),
+    (["--method", "evolution"], ["--method", "--space solver"]),
+    (["--joints"], ["--joints", "--space solver"]),
     (["--space", "step"], ["did you mean 'steps'"]),
     (["--metric", "fid"], ["fid", "fd"]),
     (["--workers", "0"], ["workers", "1 or more"]),

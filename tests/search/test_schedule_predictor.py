@@ -75,3 +75,13 @@ def test_learns_to_rank_schedules_it_has_not_seen() -> None:
     assert tau > 0.5
     again = fit_predictor(plans[:120], scores[:120], schedule, seed=1)
     assert all(torch.equal(a, b) for a, b in zip(net.parameters(), again.parameters()))
+
+
+def test_skip_coefficients_are_seen() -> None:
+    schedule, rng = EDM(), np.random.default_rng(2)
+    plan = SolverSpace(schedule, (4,), joints=2).random(4, rng)
+    plans = [plan, replace(plan, skips=(0.9, 1.0)), replace(plan, skips=(1.0, 0.9))]
+    assert encode(plans, schedule)[0][..., 3:].mean(1).flatten().tolist() == pytest.approx([0, 0, 0.1, 0, 0, 0.1])
+    net = fit_predictor(plans, [0.0, 1.0, 2.0], schedule, steps=3)
+    assert len({round(v, 12) for v in net(*encode(plans, schedule)).tolist()}) == 3
+    assert encode([replace(plan, skips=None)], schedule)[0].shape[-1] == 3

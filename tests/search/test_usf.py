@@ -122,3 +122,18 @@ def test_bad_settings_are_refused() -> None:
         SolverSearch(space(4), evaluations=0)
     with pytest.raises(InputError, match="candidates"):
         SolverSearch(space(4), candidates=3)
+
+
+def test_skip_coefficients_are_searched_from_those_of_the_network() -> None:
+    """With a score that asks for small coefficients, known solvers start at 1 and their children go down."""
+
+    def score(genotype: dict[str, Any]) -> dict[str, float]:
+        return {"value": sum(genotype["skips"]), "nfe": 4.0}
+
+    joints = SolverSpace(EDM(), (4,), joints=3, skip_noise=(-0.1, 0.05))
+    searcher = SolverSearch(joints, method="evolution", **SMALL)
+    history = search(searcher, score)
+    first = [row["genotype"]["skips"] for row in history if row["generation"] == 0]
+    assert set(map(tuple, first)) == {(1.0, 1.0, 1.0)}
+    assert searcher.best(4)[0][1] < 2.8
+    assert min(min(row["genotype"]["skips"]) for row in history) >= 0

@@ -11,7 +11,7 @@ EXAMPLE = "scoreline search digits-eps --space steps --nfe 5 --clip --out plan"
 def run(
     model: str,
     space: Literal["steps", "solver", "skips"] = "steps",
-    nfe: int = 10,
+    nfe: str = "10",
     out: str = "search",
     evaluations: int = 200,
     workers: str = "1",
@@ -21,6 +21,8 @@ def run(
     max_prune: float = 0.1,
     cost: Literal["layers", "macs", "seconds"] = "layers",
     variant: Literal["paper", "released"] = "paper",
+    method: Literal["s3", "evolution"] | None = None,
+    joints: bool = False,
     count: int = 500,
     report_count: int = 1000,
     report_seeds: str = "0,1,2",
@@ -40,7 +42,8 @@ def run(
         model: built-in name (see `scoreline models`) or path of a .safetensors artefact.
         space: steps: the noise levels, with --layers also what to leave out at each (AutoDiffusion); solver: levels,
             orders and predictions of a multistep solver (USF); skips: the scale of the skip joints (Skip-Tuning).
-        nfe: network evaluations an image that a run may cost, guidance counted.
+        nfe: network evaluations an image that a run may cost, guidance counted; several, as 5,10, are searched one by
+            one, each with a front and a plan of its own in OUT/nfe-5, OUT/nfe-10.
         out: folder for plan, results and picture; run again, the same command goes on where it stopped.
         evaluations: candidates that are scored, by the search and by the random search beside it each; for skips all
             of a fixed list are.
@@ -52,6 +55,9 @@ def run(
         max_prune: largest share of layers left out at a level.
         cost: what the budget is counted in, with --layers: layers executed, MACs, or seconds as measured here.
         variant: the search as in the paper, or as in the released code; for steps and solver.
+        method: for solver: s3, with the predictor of scores, or evolution alone; nothing takes s3, and evolution
+            with --variant released.
+        joints: for solver, also search the scales of the network's skip joints, the same at every level.
         count: images a candidate.
         report_count: images a seed of what is reported.
         report_seeds: seeds of what is reported, separated by commas or as a range 0:3.
@@ -69,6 +75,7 @@ def run(
 
     _only_for(space, "steps", layers=layers, cost=cost != "layers")
     _only_for(space, "steps or solver", variant=variant != "paper")
+    _only_for(space, "solver", method=method is not None, joints=joints)
     _only_for(space, "steps or skips", sampler=sampler != "ddim")
     if space == "skips" and noise == "fresh":
         raise InputError("--noise", noise, "is for --space steps or solver")
@@ -78,29 +85,55 @@ def run(
         report_count=report_count, report_seeds=numbers(report_seeds, "report_seeds"), noise=noise, guidance=guidance,
         clip=clip, labels=labels, seed=seed, quiet=quiet,
     )  # fmt: skip
-    results = _searched(
-        space, workflow, nfe=nfe, sampler=sampler, layers=layers, max_prune=max_prune, cost=cost, variant=variant,
-        command=command,
-    )  # fmt: skip
-    if results.get("progress"):
-        from scoreline.report.search_plots import write_search_plot
+    budgets = numbers(nfe, "nfe")
+    if len(set(budgets)) < len(budgets):
+        raise InputError("nfe", nfe, "give distinct budgets")
+    for budget in budgets:
+        _check(space, workflow, budget, sampler, joints)
 
-        results["files"].append(str(write_search_plot(results, f"{out}/search.png")))
-    return {"space": space, **results}
+    def searched(budget: int, at: Any) -> dict[str, Any]:
+        results: dict[str, Any]
+        if space == "steps":
+            from scoreline.search.steps import search_steps
+
+            results = search_steps(
+                at, nfe=budget, of=sampler, layers=layers, max_prune=max_prune, cost=cost, variant=variant,
+                command=command,
+            )  # fmt: skip
+        elif space == "solver":
+            from scoreline.search.solvers import search_solvers
+
+            results = search_solvers(
+                at, nfe=budget, variant=variant, method=method, joints=joints, command=command
+            )  # fmt: skip
+        else:
+            results = _skips(at, budget, sampler)
+        if results.get("progress"):
+            from scoreline.report.search_plots import write_search_plot
+
+            results["files"].append(str(write_search_plot(results, at.folder / "search.png")))
+        return {"space": space, **results}
+
+    if len(budgets) == 1:
+        return searched(budgets[0], workflow)
+    found = {budget: searched(budget, workflow.at(workflow.folder / f"nfe-{budget}")) for budget in budgets}
+    return {"space": space, "budgets": found}
 
 
-def _searched(
-    space: str, workflow: Any, *, nfe: int, sampler: str, variant: str, command: str, **steps: Any
-) -> dict[str, Any]:
-    if space == "steps":
-        from scoreline.search.steps import search_steps
-
-        return search_steps(workflow, nfe=nfe, of=sampler, variant=variant, command=command, **steps)
+def _check(space: str, workflow: Any, nfe: int, sampler: str, joints: bool) -> None:
+    """Refuse a budget before the search of another one begins."""
     if space == "solver":
-        from scoreline.search.solvers import search_solvers
+        from scoreline.search.solvers import solver_space
 
-        return search_solvers(workflow, nfe=nfe, variant=variant, command=command)
-    return _skips(workflow, nfe, sampler)
+        solver_space(workflow, nfe, joints=joints)
+    elif space == "steps":
+        from scoreline.search.steps import step_count
+
+        step_count(workflow, nfe, sampler)
+    else:
+        from scoreline.evaluate.specs import check_fit, make_sampler
+
+        check_fit(make_sampler(sampler, nfe=nfe), workflow.model)
 
 
 def _skips(workflow: Any, nfe: int, sampler: str) -> dict[str, Any]:
@@ -139,6 +172,11 @@ def _only_for(chosen: str, wanted: str, **given: bool) -> None:
 
 
 def show(results: dict[str, Any]) -> None:
+    for found in results.get("budgets", {"": results}).values():
+        _show(found)
+
+
+def _show(results: dict[str, Any]) -> None:
     from rich.table import Table
     from rich.text import Text
 

@@ -34,17 +34,19 @@ def encode(plans: Sequence[SolverSchedule], schedule: Schedule) -> tuple[Tensor,
         schedule: whose lambda places the times.
 
     Returns:
-        (numbers (N, S, 3): lambda at the start and end of the step, linear scaling; decisions (N, S, 7) int64; lengths
-        (N,) int64).
+        (numbers (N, S, 3 + J): lambda at the start and end of the step, linear scaling, what the J skip coefficients
+        lack of 1; decisions (N, S, 7) int64; lengths (N,) int64).
     """
     longest = max(len(p.steps) for p in plans)
-    numbers = np.zeros((len(plans), longest, 3))
+    joints = max(len(p.skips or ()) for p in plans)
+    numbers = np.zeros((len(plans), longest, 3 + joints))
     decisions = np.zeros((len(plans), longest, len(TABLES)), dtype=np.int64)
     with np.errstate(divide="ignore"):
         for n, plan in enumerate(plans):
             lam = np.clip(schedule.lam(np.array(plan.times)), -12.0, 12.0)
             for i, step in enumerate(plan.steps):
-                numbers[n, i] = lam[i], lam[i + 1], step.linear
+                numbers[n, i, :3] = lam[i], lam[i + 1], step.linear
+                numbers[n, i, 3:] = 1 - np.array(plan.skips) if plan.skips else 0
                 decisions[n, i] = (
                     step.order, PREDICTIONS.index(step.prediction), min(-step.start, 4),
                     min(len(step.points[0]), 4) if step.points else 0,
@@ -61,15 +63,16 @@ class SchedulePredictor(nn.Module):
 
     Args:
         width: of the embeddings, the GRU and the MLP.
+        joints: number of skip coefficients of a schedule.
     """
 
     frequencies: Tensor
 
-    def __init__(self, *, width: int = 32) -> None:
+    def __init__(self, *, width: int = 32, joints: int = 0) -> None:
         super().__init__()
         self.tables = nn.ModuleList(nn.Embedding(count, 8) for count in TABLES)
         self.register_buffer("frequencies", torch.pi / 12 * 2.0 ** torch.arange(4))
-        self.embed = nn.Linear(8 * len(TABLES) + 16 + 3, width)
+        self.embed = nn.Linear(8 * len(TABLES) + 16 + 3 + joints, width)
         self.read = nn.GRU(width, width, batch_first=True)
         self.head = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, 1))
 
@@ -140,7 +143,7 @@ def fit_predictor(
     true = torch.as_tensor(np.nan_to_num(np.asarray(scores, dtype=np.float64), posinf=1e300))
     with one_thread(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive(seed, "schedule-predictor") % 2**63)
-        net = SchedulePredictor()
+        net = SchedulePredictor(joints=numbers.shape[-1] - 3)
         optimizer = torch.optim.Adam(net.parameters(), lr=lr, weight_decay=1e-4)
         for i in range(steps):
             for group in optimizer.param_groups:

@@ -133,7 +133,8 @@ class SolverSpace:
                     lam = self.schedule.lam(times)
                 steps = known_solver(solver, lam) if isinstance(solver, str) else uniform(solver, lam)
                 single = isinstance(solver, str) and KNOWN[solver].single > 1
-                found.setdefault(SolverSchedule(tuple(times), steps if single else self._feasible(times, steps)))
+                feasible = steps if single else self._feasible(times, steps)
+                found.setdefault(SolverSchedule(tuple(times), feasible, None, self._unscaled))
         return list(found)
 
     def random(self, nfe: int, rng: np.random.Generator) -> SolverSchedule:
@@ -151,8 +152,12 @@ class SolverSpace:
                 inner.append(t)
         times = [self.schedule.t_max, *sorted(inner, reverse=True), float(rng.uniform(*self.last))]
         steps = [self._random_step(i, rng) for i in range(count)]
-        skips = (1.0,) * self.joints if self.joints else None
-        return SolverSchedule(tuple(times), self._feasible(times, steps), afs, skips)
+        return SolverSchedule(tuple(times), self._feasible(times, steps), afs, self._unscaled)
+
+    @property
+    def _unscaled(self) -> tuple[float, ...] | None:
+        """The skip coefficients from which mutation starts, those of the network as it is."""
+        return (1.0,) * self.joints if self.joints else None
 
     def _random_step(self, i: int, rng: np.random.Generator) -> Step:
         step = _with_order(Step(self._draw_prediction(rng)), self._draw_order(i, rng))

@@ -16,11 +16,12 @@ import numpy as np
 from scoreline.core.artefact import describe
 from scoreline.core.cost import machine
 from scoreline.core.denoiser import Denoiser
-from scoreline.core.errors import InputError
+from scoreline.core.errors import InputError, unknown_name
 from scoreline.core.files import write_json
 from scoreline.core.noise import derive
 from scoreline.data import load_images
 from scoreline.diffusion.latent import Latent
+from scoreline.guidance.skip_tuning import joint_count
 from scoreline.samplers.calibrations import find, plain_model
 from scoreline.samplers.known_solvers import known_solver
 from scoreline.samplers.solver_schedule import SolverSchedule, write_plans
@@ -31,7 +32,7 @@ from scoreline.search.solver_space import SolverSpace
 from scoreline.search.usf import SamplerOf, SolverSearch
 from scoreline.search.workflow import Workflow, running_best
 
-__all__ = ["mean_image", "search_solvers"]
+__all__ = ["mean_image", "search_solvers", "solver_space"]
 
 # What stands beside the search: these as `--samplers` runs them, and the best of these on any grid.
 BASELINES = ("ddim", "dpm-solver++2m", "unipc-2")
@@ -40,13 +41,43 @@ PUBLISHED = ("ddim", "dpm-solver++2m", "dpm-solver++3m", "deis-2", "unipc-2", "u
 AVERAGED = 10_000
 
 
-def search_solvers(workflow: Workflow, *, nfe: int = 5, variant: str = "paper", command: str = "") -> dict[str, Any]:
+def solver_space(workflow: Workflow, nfe: int, *, joints: bool = False, average: bool = False) -> SolverSpace:
+    """Where schedules of a budget are looked for.
+
+    Args:
+        workflow: with the model.
+        nfe: evaluations an image that the run costs, guidance counted.
+        joints: with the scales of the network's skip joints.
+        average: with the analytic first step from the mean image.
+
+    Raises:
+        InputError: no schedule has this budget, or the model has no skip joints.
+    """
+    model = workflow.model
+    steps = nfe // model.evaluations
+    if steps < 2:
+        raise InputError("nfe", nfe, f"a solver schedule needs at least {2 * model.evaluations} on this model")
+    count = joint_count(model) if joints else 0
+    return SolverSpace(model.schedule, (steps,), ems=_has_statistics(model), average=average, joints=count)
+
+
+def search_solvers(
+    workflow: Workflow,
+    *,
+    nfe: int = 5,
+    variant: str = "paper",
+    method: str | None = None,
+    joints: bool = False,
+    command: str = "",
+) -> dict[str, Any]:
     """Search the solver schedule of a run; write plan.json and results.json.
 
     Args:
         workflow: model, objective, noise, budget of evaluations and folder.
         nfe: evaluations an image that the run costs, guidance counted.
-        variant: "paper" searches with the predictor, "released" by evolution alone, as the authors' code.
+        variant: of the steps, as in the paper or as the authors' code runs them.
+        method: "s3", with the predictor, or "evolution" alone; None takes what the variant has, "s3" or "evolution".
+        joints: also search the scales of the network's skip joints, the same at every level.
         command: what was typed, for the record.
 
     Returns:
@@ -57,16 +88,20 @@ def search_solvers(workflow: Workflow, *, nfe: int = 5, variant: str = "paper", 
         ArtefactError: the folder holds another search.
     """
     model, folder = workflow.model, workflow.folder
-    steps = nfe // model.evaluations
-    if steps < 2:
-        raise InputError("nfe", nfe, f"a solver schedule needs at least {2 * model.evaluations} on this model")
+    usual = "s3" if variant == "paper" else "evolution"
+    winner = usual if method is None else method
+    if winner not in ("s3", "evolution"):
+        raise unknown_name("method", winner, ("s3", "evolution"))
+    if variant != "paper" and winner == "s3":
+        raise InputError("method", winner, "the released code searches by evolution alone; leave out one of the two")
+    solver_space(workflow, nfe, joints=joints)
     mean = mean_image(workflow)
-    space = SolverSpace(model.schedule, (steps,), ems=_has_statistics(model), average=mean is not None)
+    space = solver_space(workflow, nfe, joints=joints, average=mean is not None)
+    (steps,) = space.nfe
     sampler_of = SamplerOf(describe(model.schedule), mean, variant)
     count = workflow.evaluations
     sizes: dict[str, Any] = {"evaluations": count, "later": max(1, min(25, count // 10))}
     sizes |= {"first_stage": max(1, min(100, 2 * count // 5)), "candidates": max(200, sizes["later"])}
-    winner = "s3" if variant == "paper" else "evolution"
     learns = SolverSearch(space, method=winner, seed=derive(workflow.seed, winner), **sizes)
     searchers: dict[str, Searcher] = {
         "best published": _Listed(_published(space, steps)[:count]),
@@ -75,6 +110,7 @@ def search_solvers(workflow: Workflow, *, nfe: int = 5, variant: str = "paper", 
     }
     settings = {
         "space": "solver", "nfe": nfe, "variant": variant, "ems": space.ems, "average": space.average,
+        **({"joints": space.joints} if joints else {}), **({"method": winner} if winner != usual else {}),
     }  # fmt: skip
     history, rows = workflow.run(sampler_of, searchers, _baselines(space, steps), settings)
     plan_path, results_path = folder / "plan.json", folder / "results.json"

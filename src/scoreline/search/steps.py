@@ -25,7 +25,7 @@ from scoreline.search.engine import Genotype
 from scoreline.search.pareto import front
 from scoreline.search.workflow import Workflow, running_best
 
-__all__ = ["PlannedOf", "planned_of", "search_steps"]
+__all__ = ["PlannedOf", "planned_of", "search_steps", "step_count"]
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,20 @@ def planned_of(model: Denoiser, of: str) -> PlannedOf:
     return PlannedOf(of, levels, describe(model.schedule) if hasattr(model.schedule, "_arguments") else None)
 
 
+def step_count(workflow: Workflow, nfe: int, of: str) -> int:
+    """The levels that a budget buys without leaving anything out.
+
+    Raises:
+        InputError: a sampler with settings, or a budget of no run on this model.
+    """
+    if ":" in of:
+        raise InputError("sampler", of, "a plan names its sampler without settings; give the name alone")
+    model = workflow.model
+    steps, levels = make_sampler(of, nfe=nfe).plan(model.evaluations), len(base_levels(model.schedule))
+    Space.of_steps(levels, steps)
+    return steps
+
+
 def search_steps(
     workflow: Workflow,
     *,
@@ -89,11 +103,9 @@ def search_steps(
         InputError: something is misspelt, does not fit, or nothing is feasible; nothing was run.
         ArtefactError: the folder holds another search.
     """
-    if ":" in of:
-        raise InputError("sampler", of, "a plan names its sampler without settings; give the name alone")
     model, folder = workflow.model, workflow.folder
+    steps = step_count(workflow, nfe, of)
     sampler_of = planned_of(model, of)
-    steps = make_sampler(of, nfe=nfe).plan(model.evaluations)
     space = _space(model, steps, len(sampler_of.levels), layers, cost, folder)
     share = max_prune if layers else 0.0
     baselines = _baselines(steps, space.levels)

@@ -7,10 +7,11 @@ further seeds. Everything is on disk as it is finished; the same command goes on
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -72,6 +73,12 @@ class Workflow:
         digits = metric != "rmse" and (data or card.get("data")) == "digits"
         self.objective.split = "train" if digits else None
         self._judge_split = "test" if digits else None
+
+    def at(self, folder: str | Path) -> Self:
+        """The same search in another folder."""
+        other = copy.copy(self)
+        other.folder, other.objective = Path(folder), copy.copy(self.objective)
+        return other
 
     def settings(self) -> dict[str, Any]:
         """What makes this search the one it is, as plain values."""
