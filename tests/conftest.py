@@ -1,4 +1,7 @@
-"""What all tests share: quiet surroundings, and the record of which checks were tested.
+"""What all tests share: quiet surroundings, cases asked in one test, and the record of which checks were tested.
+
+`@pytest.mark.each(name, values)` is written like `@pytest.mark.parametrize` and makes one test of all values, which
+asks every one of them and names those that failed: a short case costs more to collect and report than to run.
 
 `pytest --facts FILE` writes which tests carry `check` or `page` marks and how they ended; `tools/facts.py` reads it.
 The marks travel as user properties of the reports, so that the record is the same under xdist.
@@ -6,6 +9,7 @@ The marks travel as user properties of the reports, so that the record is the sa
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shutil
@@ -94,3 +98,37 @@ class Recorder:
 def pytest_make_parametrize_id(val: object) -> str | None:
     """Names that are the same in every process: not the address of an object, which pytest-xdist would trip over."""
     return type(val).__name__ if " at 0x" in repr(val) else None
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    for mark in metafunc.definition.iter_markers("each"):
+        metafunc.parametrize(mark.args[0], [[None] * len(names_of(mark))], ids=["each"])
+
+
+def names_of(mark: pytest.Mark) -> list[str]:
+    """The arguments that a mark `each` gives values to."""
+    return [name.strip() for name in mark.args[0].split(",")]
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
+    """Runs a test marked `each` with all its values, and with all pairs of values if it has two such marks."""
+    marks = list(pyfuncitem.iter_markers("each"))
+    if not marks:
+        return None
+    kept = {name: pyfuncitem.funcargs[name] for name in pyfuncitem._fixtureinfo.argnames}
+    failed: dict[str, BaseException] = {}
+    for values in itertools.product(*(mark.args[1] for mark in marks)):
+        given: dict[str, object] = {}
+        for mark, value in zip(marks, values):
+            names = names_of(mark)
+            given |= dict(zip(names, value if len(names) > 1 else [value]))
+        try:
+            pyfuncitem.obj(**{**kept, **given})
+        # A skipped value would be a case that nobody asks and nobody sees: it fails too.
+        except (Exception, pytest.fail.Exception, pytest.skip.Exception) as error:
+            failed[", ".join(f"{name}={str(value)[:80]}" for name, value in given.items())] = error
+    if failed:
+        said = [f"{where}: {type(error).__name__}: {error}" for where, error in failed.items()]
+        raise AssertionError(f"{pyfuncitem.name} failed with\n" + "\n".join(said)) from next(iter(failed.values()))
+    return True

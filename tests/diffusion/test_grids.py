@@ -28,12 +28,12 @@ SCHEDULES["zero-snr"] = Discrete(zero_terminal_snr=True)
 SCHEDULES["short"] = Discrete(betas="cosine", T=25)
 
 
-@pytest.mark.parametrize("steps", [1, 2, 3, 7, 20, 40])
-@pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES.keys())
 @pytest.mark.parametrize("name", names("grid"))
-def test_every_grid_on_every_schedule(name: str, schedule: Schedule, steps: int) -> None:
+@pytest.mark.each("schedule_name", SCHEDULES)
+@pytest.mark.each("steps", [1, 2, 3, 7, 20, 40])
+def test_every_grid_on_every_schedule(name: str, schedule_name: str, steps: int) -> None:
     """Levels that the model knows, noisiest first; or a refusal, but only where the grid has no meaning."""
-    grid = lookup("grid", name)
+    grid, schedule = lookup("grid", name), SCHEDULES[schedule_name]
     table = schedule.known is not None
     if (name in ON_TABLES and not table) or (name in IN_LAMBDA and not np.isfinite(schedule.lam(schedule.t_max))):
         with pytest.raises(InputError, match=f"grid '{name}'"):

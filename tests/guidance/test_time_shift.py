@@ -150,11 +150,7 @@ def test_the_transfer_formula_is_ddim() -> None:
 
 
 @pytest.mark.check(system=26, number=1)
-@pytest.mark.parametrize(
-    "schedule",
-    [LINEAR, VP(), EDM(), Flow(t_max=0.999), VE(), SubVP(), Cosine()],
-    ids=lambda schedule: type(schedule).__name__,
-)
+@pytest.mark.each("schedule", [LINEAR, VP(), EDM(), Flow(t_max=0.999), VE(), SubVP(), Cosine()])
 @pytest.mark.parametrize("of", INNER)
 def test_without_window_or_above_the_cutoff_it_is_the_inner_sampler_bit_by_bit(of: str, schedule: Any) -> None:
     model, noise = mixture(schedule), draws()

@@ -95,7 +95,7 @@ def shown(value: Any) -> str:
 
 
 every = pytest.mark.parametrize("case", CASES, ids=shown)
-every_schedule = pytest.mark.parametrize("schedule_name", SCHEDULES)
+every_schedule = pytest.mark.each("schedule_name", SCHEDULES)
 ODE_CASES = [case for case in CASES if make(case).order is not None]
 PER_IMAGE = [case for case in CASES if make(case).per_image]
 RISING = [case for case in CASES if make(case).rising]
@@ -159,8 +159,8 @@ def error(sampler: Sampler, schedule: Schedule, lam: np.ndarray, solution: np.nd
     return float(np.sqrt(((end - solution) ** 2).mean()))
 
 
-@every_schedule
 @pytest.mark.parametrize("case", ODE_CASES, ids=shown)
+@every_schedule
 def test_order_is_what_it_declares(case: Case, schedule_name: str, solution: np.ndarray) -> None:
     """The error falls with the declared order: not slower, and not faster either."""
     sampler, schedule = make(case), lookup("schedule", schedule_name)()
@@ -177,8 +177,8 @@ def test_order_is_what_it_declares(case: Case, schedule_name: str, solution: np.
     assert errors[-1] < 0.02
 
 
-@every_schedule
 @pytest.mark.parametrize("case", ODE_CASES, ids=shown)
+@every_schedule
 def test_default_runs_reach_the_exact_flow_of_a_gaussian(case: Case, schedule_name: str) -> None:
     schedule = lookup("schedule", schedule_name)()
     model = Gaussian(schedule, torch.tensor([0.4, -0.3, 0.1], dtype=torch.float64), torch.tensor([0.5, 0.1, 1.0]))
@@ -197,14 +197,14 @@ def test_default_runs_reach_the_exact_flow_of_a_gaussian(case: Case, schedule_na
     assert errors[1] < errors[0] / 3 or errors[1] < 1e-3, errors
 
 
-@every_schedule
 @pytest.mark.parametrize("case", RISING, ids=shown)
+@every_schedule
 def test_encoding_then_decoding_returns_the_input(case: Case, schedule_name: str) -> None:
     schedule = lookup("schedule", schedule_name)()
     model, draws = mixture(schedule), Noise(0).at(range(6), (3,), dtype=torch.float64)
     start = torch.tensor(MEANS).repeat(2, 1) + 0.3 * draws.normal()
     errors = []
-    for steps in (20, 40, 80):
+    for steps in (12, 24, 48):
         up = schedule.time(np.linspace(HIGH, LOW, steps + 1))
         sampler = make(case)
         code = sampler(model, draws, times=up, x=start).x
@@ -233,8 +233,8 @@ def network(schedule: Schedule, tiny_net: Any) -> Preconditioned:
 BATCH_SCHEDULES = ["edm", "vp", "discrete"]
 
 
-@pytest.mark.parametrize("schedule_name", BATCH_SCHEDULES)
 @every
+@pytest.mark.each("schedule_name", BATCH_SCHEDULES)
 def test_an_image_depends_on_its_number_only(case: Case, schedule_name: str) -> None:
     model = mixture(lookup("schedule", schedule_name)())
     sampler = make(case, steps=6)
@@ -249,8 +249,8 @@ def test_an_image_depends_on_its_number_only(case: Case, schedule_name: str) -> 
     assert (whole - other_seed).abs().max() > 1e-2
 
 
-@pytest.mark.parametrize("schedule_name", BATCH_SCHEDULES)
 @every
+@pytest.mark.each("schedule_name", BATCH_SCHEDULES)
 def test_an_image_of_a_float32_network_depends_on_its_number_only(
     case: Case, schedule_name: str, tiny_net: Any
 ) -> None:
@@ -264,8 +264,8 @@ def test_an_image_of_a_float32_network_depends_on_its_number_only(
     assert torch.isfinite(whole).all()
 
 
-@pytest.mark.parametrize("schedule_name", BATCH_SCHEDULES)
 @pytest.mark.parametrize("case", PER_IMAGE, ids=shown)
+@pytest.mark.each("schedule_name", BATCH_SCHEDULES)
 def test_per_image_times_equal_runs_one_by_one(case: Case, schedule_name: str) -> None:
     schedule = lookup("schedule", schedule_name)()
     lam = np.array([[-2.0, -1.0, -1.6], [-0.5, -0.4, 0.3], [0.4, 1.1, 1.9]])
@@ -378,8 +378,8 @@ def steps_without_waiting(sampler: Sampler, model: Denoiser, draws: Any, times: 
             state = sampler.step(model, state, row)
 
 
-@pytest.mark.parametrize("schedule_name", SCHEDULES)
 @every
+@every_schedule
 def test_no_step_waits_for_the_device(case: Case, schedule_name: str, tiny_net: Any) -> None:
     schedule = lookup("schedule", schedule_name)()
     times = schedule.snap(schedule.time(np.array([-2.0, -1.0, 0.0, 1.0, 1.5])))
@@ -391,8 +391,8 @@ def test_no_step_waits_for_the_device(case: Case, schedule_name: str, tiny_net: 
     steps_without_waiting(make(case), mixture(schedule), draws, times)
 
 
-@pytest.mark.parametrize("schedule_name", SCHEDULES)
 @pytest.mark.parametrize("case", PER_IMAGE, ids=shown)
+@every_schedule
 def test_no_step_with_per_image_times_waits(case: Case, schedule_name: str, tiny_net: Any) -> None:
     schedule = lookup("schedule", schedule_name)()
     lam = np.array([[-2.0, -1.0], [-1.0, 0.0], [0.5, 1.5]])
@@ -406,9 +406,9 @@ def test_no_step_with_per_image_times_waits(case: Case, schedule_name: str, tiny
 # --- numbers: type, device, cost ----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @every
+@pytest.mark.each("device", DEVICES)
+@pytest.mark.each("dtype", [torch.float32, torch.float64])
 def test_images_have_the_type_and_device_of_the_noise(
     case: Case, dtype: torch.dtype, device: str, tiny_net: Any
 ) -> None:
@@ -447,8 +447,8 @@ ALONE = [case for case in CASES if case[0] != "denoising-mcmc"]
 each_alone = pytest.mark.parametrize("case", ALONE, ids=shown)
 
 
-@pytest.mark.parametrize("evaluations", [1, 2])
 @each_alone
+@pytest.mark.each("evaluations", [1, 2])
 def test_cost_is_what_is_counted(case: Case, evaluations: int) -> None:
     draws = Noise(0).at(range(2), (3,))
     for steps in (make(case).min_steps, 7):
@@ -460,8 +460,8 @@ def test_cost_is_what_is_counted(case: Case, evaluations: int) -> None:
         assert len(sample.times) == steps + 1
 
 
-@pytest.mark.parametrize("evaluations", [1, 2])
 @each_alone
+@pytest.mark.each("evaluations", [1, 2])
 def test_a_budget_buys_the_largest_run_not_above_it(case: Case, evaluations: int) -> None:
     schedule = lookup("schedule", "edm")()
     draws = Noise(0).at([0], (3,))
@@ -497,8 +497,8 @@ def test_steps_below_the_least_are_refused(case: Case) -> None:
 # --- coefficients and times ---------------------------------------------------------------------------------
 
 
-@every_schedule
 @every
+@every_schedule
 def test_coefficients_stand_alone_in_float64(case: Case, schedule_name: str) -> None:
     schedule = lookup("schedule", schedule_name)()
     times = np.append(schedule.snap(schedule.time(np.array([-2.0, -1.0, 0.0, 1.0]))), schedule.clean)
@@ -560,9 +560,9 @@ BAD_TIMES = {
 }
 
 
-@pytest.mark.parametrize("bad", BAD_TIMES)
-@every_schedule
 @every
+@pytest.mark.each("bad", BAD_TIMES)
+@every_schedule
 def test_bad_times_are_refused_before_any_evaluation(case: Case, schedule_name: str, bad: str) -> None:
     schedule = lookup("schedule", schedule_name)()
     model = Asked(mixture(schedule))

@@ -32,7 +32,7 @@ EVERY = [
     *({"family": "rhork", "tableau": tableau} for tableau in TABLEAUX),
 ]
 SCHEDULES = [VP(), Cosine(), SubVP(), VE(), EDM(), Flow(), Discrete()]
-by_name = pytest.mark.parametrize("schedule", SCHEDULES, ids=lambda s: type(s).__name__)
+every_schedule = pytest.mark.each("schedule", SCHEDULES)
 
 
 class Given(Denoiser):
@@ -78,7 +78,7 @@ def test_order_zero_is_ddim(name: str) -> None:
 
 
 @pytest.mark.check(system=12, number=2)
-@by_name
+@every_schedule
 @pytest.mark.parametrize("family", MULTISTEP)
 def test_coefficients_sum_to_those_of_ddim(schedule: Schedule, family: str) -> None:
     times = levels(schedule, 20)
@@ -93,7 +93,7 @@ def test_coefficients_sum_to_those_of_ddim(schedule: Schedule, family: str) -> N
 
 
 @pytest.mark.check(system=12, number=2)
-@by_name
+@every_schedule
 def test_rho_coefficients_sum_to_the_step_in_rho(schedule: Schedule) -> None:
     """A_ij = C_ij/alpha_{i+1}; the sum is the step, while single weights are not."""
     times = levels(schedule, 8)
@@ -104,7 +104,7 @@ def test_rho_coefficients_sum_to_the_step_in_rho(schedule: Schedule) -> None:
 
 
 @pytest.mark.filterwarnings("ignore::scipy.integrate.IntegrationWarning")
-@by_name
+@every_schedule
 @pytest.mark.parametrize("family", POLYNOMIAL)
 @pytest.mark.parametrize("degree", [1, 2, 3])
 def test_coefficients_are_the_integrals_of_the_paper(schedule: Schedule, family: str, degree: int) -> None:
@@ -148,7 +148,7 @@ def test_log_rho_has_the_closed_forms() -> None:
 
 
 @pytest.mark.check(system=12, number=3)
-@by_name
+@every_schedule
 @pytest.mark.parametrize("settings", EVERY, ids=lambda s: "-".join(map(str, s.values())))
 def test_constant_noise_is_integrated_exactly_in_one_step(schedule: Schedule, settings: dict[str, Any]) -> None:
     """v = x/alpha moves by eps times the step in rho."""
@@ -161,7 +161,7 @@ def test_constant_noise_is_integrated_exactly_in_one_step(schedule: Schedule, se
 
 
 @pytest.mark.check(system=12, number=4)
-@by_name
+@every_schedule
 @pytest.mark.parametrize("family", ["tab", "rhoab", "log-rho"])
 @pytest.mark.parametrize("degree", [0, 1, 2, 3])
 def test_polynomial_noise_is_integrated_exactly(schedule: Schedule, family: str, degree: int) -> None:
@@ -251,7 +251,7 @@ def test_ipndm_has_the_classical_weights_on_any_grid() -> None:
 
 
 @pytest.mark.check(system=12, number=8)
-@by_name
+@every_schedule
 def test_rho_and_back(schedule: Schedule) -> None:
     low = schedule.t_min if schedule.t_min > schedule.clean else 1e-3
     high = schedule.t_max if schedule.alpha(schedule.t_max) > 0 else 0.999

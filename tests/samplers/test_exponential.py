@@ -24,16 +24,14 @@ def exact(k: int, z: float) -> float:
     return float(total)
 
 
-@pytest.mark.parametrize("k", range(8))
-@pytest.mark.parametrize(
-    "z", [0.0, 1e-20, 1e-12, -1e-5, 3e-4, -0.1, 0.5, -1.0, 1.999, -2.0, 2.0, 2.5, -7.0, 9.0, -15.0]
-)
+@pytest.mark.each("k", range(8))
+@pytest.mark.each("z", [0.0, 1e-20, 1e-12, -1e-5, 3e-4, -0.1, 0.5, -1.0, 1.999, -2.0, 2.0, 2.5, -7.0, 9.0, -15.0])
 def test_phi_is_its_series(k: int, z: float) -> None:
     assert phi(k, z) == pytest.approx(exact(k, z), rel=1e-12)
 
 
-@pytest.mark.parametrize("k", [1, 2, 3, 4])
-@pytest.mark.parametrize("z", [-30.0, -0.3, 0.7, 12.0])
+@pytest.mark.each("k", [1, 2, 3, 4])
+@pytest.mark.each("z", [-30.0, -0.3, 0.7, 12.0])
 def test_phi_is_its_integral(k: int, z: float) -> None:
     """phi_k(z) = int_0^1 e^{(1-u) z} u^{k-1}/(k-1)! du."""
     integral = quad(lambda u: math.exp((1 - u) * z) * u ** (k - 1) / math.factorial(k - 1), 0, 1, epsabs=0)[0]

@@ -52,7 +52,7 @@ def assert_same(one: Sampler, other: Sampler, schedule: Any, *, tolerance: float
     assert a.nfe == b.nfe
 
 
-@pytest.mark.parametrize("schedule_name", SCHEDULES)
+@pytest.mark.each("schedule_name", SCHEDULES)
 @pytest.mark.parametrize(("like", "name", "settings"), SAME, ids=lambda v: str(v))
 def test_reproduces_the_sampler_of_that_name(
     like: str, name: str, settings: dict[str, Any], schedule_name: str
@@ -64,7 +64,7 @@ def test_reproduces_the_sampler_of_that_name(
 
 
 @pytest.mark.check(system=18, number=4)
-@pytest.mark.parametrize("schedule_name", SCHEDULES)
+@pytest.mark.each("schedule_name", SCHEDULES)
 def test_data_order_2_with_dpmsolver_2_scaling_is_dpm_solver_pp_2m(schedule_name: str) -> None:
     schedule = lookup("schedule", schedule_name)()
     own = Solver("data", 2, ((2, "dpmsolver-2"),))

@@ -32,9 +32,9 @@ def polynomial_integral(u: float, h: float, power: int, prediction: str) -> floa
     return math.exp(-(h - u) if prediction == "data" else h - u) * u**power
 
 
-@pytest.mark.parametrize("prediction", ["data", "noise"])
-@pytest.mark.parametrize("solver", ["bh1", "bh2", "vary"])
-@pytest.mark.parametrize("r", [[-0.7, -1.9], [-0.5, 1.0], [-0.6, -1.3, 1.0], [-1.0]])
+@pytest.mark.each("prediction", ["data", "noise"])
+@pytest.mark.each("solver", ["bh1", "bh2", "vary"])
+@pytest.mark.each("r", [[-0.7, -1.9], [-0.5, 1.0], [-0.6, -1.3, 1.0], [-1.0]])
 def test_solved_weights_integrate_polynomials_exactly(r: list[float], solver: str, prediction: str) -> None:
     """n points and m_0 integrate degree n; for one point only where the system is solved."""
     h = 0.8
@@ -94,10 +94,10 @@ def two_stage(model: Denoiser, x: Tensor, times: np.ndarray, sampler: UniPC) -> 
     return x
 
 
-@pytest.mark.parametrize("corrector", [True, False])
-@pytest.mark.parametrize("prediction", ["data", "noise"])
-@pytest.mark.parametrize("order", [1, 2, 3, 4])
-@pytest.mark.parametrize("schedule_name", ["vp", "edm", "flow"])
+@pytest.mark.each("corrector", [True, False])
+@pytest.mark.each("prediction", ["data", "noise"])
+@pytest.mark.each("order", [1, 2, 3, 4])
+@pytest.mark.each("schedule_name", ["vp", "edm", "flow"])
 def test_the_fused_step_is_predictor_then_corrector(
     order: int, prediction: str, corrector: bool, schedule_name: str
 ) -> None:
@@ -159,8 +159,8 @@ def test_orders_rise_and_fall() -> None:
     assert sampler.orders(open_ends, clean=True).tolist() == [1, 1, 2, 3, 2, 1]
 
 
-@pytest.mark.parametrize("name", names("schedule"))
-@pytest.mark.parametrize("prediction", ["data", "noise"])
+@pytest.mark.each("name", names("schedule"))
+@pytest.mark.each("prediction", ["data", "noise"])
 def test_a_point_is_reached_exactly(name: str, prediction: str) -> None:
     """The data prediction is constant: nothing is extrapolated wrongly, ends without signal or noise included."""
     schedule = lookup("schedule", name)()
