@@ -29,7 +29,7 @@ def run(
     """Train a model. The same command again goes on from the last checkpoint.
 
     Args:
-        config: a preset (digits, digits-eps, digits-net, ...) or a .yaml file of the same form.
+        config: a preset (digits, digits-eps, digits-net, ict-digits, ...) or a .yaml file of the same form.
         out: folder of the run; nothing takes runs/<name>.
         steps: training steps instead of the config's.
         batch_size: images a step, instead of the config's.
@@ -44,11 +44,24 @@ def run(
         skip_nonfinite: how many non-finite updates may be left out before the run stops.
         dry_run: print the resolved run and stop.
     """
-    from scoreline.train.recipe import train
+    from scoreline.core.errors import InputError
+    from scoreline.train.recipe import is_student_recipe, recipe_file, train
 
-    changes = {"steps": steps, "batch_size": batch_size, "lr": lr, "seed": seed, "data": data}
+    given = {"steps": steps, "batch_size": batch_size, "lr": lr, "seed": seed, "data": data}
+    changes = {key: value for key, value in given.items() if value is not None}
+    if is_student_recipe(recipe_file(config)):
+        from scoreline.fewstep.distill import distill
+        from scoreline.fewstep.recipe import read_recipe
+
+        recipe = read_recipe(config, changes=changes)
+        if recipe.teacher is not None:
+            raise InputError("config", config, "has a teacher; use scoreline distill")
+        return distill(
+            recipe, out, device=device, precision=dtype, accumulate=accumulate, checkpoint_every=checkpoint_every,
+            sample_every=sample_every, skip_nonfinite=skip_nonfinite, dry_run=dry_run, command=command, quiet=quiet,
+        )  # fmt: skip
     return train(
-        config, out, {k: v for k, v in changes.items() if v is not None}, device=device, precision=dtype,
+        config, out, changes, device=device, precision=dtype,
         accumulate=accumulate, checkpoint_every=checkpoint_every, sample_every=sample_every,
         skip_nonfinite=skip_nonfinite, dry_run=dry_run, command=command, quiet=quiet,
     )  # fmt: skip
@@ -59,6 +72,11 @@ def show(result: dict[str, Any]) -> None:
         import json
 
         print(json.dumps(result["resolved"], indent=1, default=str))
+        return
+    if "stages" in result:
+        from scoreline.cli import distill
+
+        distill.show(result)
         return
     losses = ", ".join(f"{name} {value:.4g}" for name, value in result["losses"].items())
     print(f"{result['steps']} steps, {losses or 'nothing left to do'}: {result['model']}")

@@ -1,4 +1,4 @@
-"""Pairs (z, x) of a teacher, made into a store: sharded, by number, by one process or several, and a stopped run goes on.
+"""Pairs (z, x) of a teacher, made into a store: sharded, by number, by several processes; a stopped run goes on.
 
 x is where a deterministic sampler takes z; pair i is a function of (seed, i). A shard is made by one process in batches
 that never reach into the next one, and on the CPU by one thread, so that the bytes do not depend on how many processes
@@ -204,9 +204,7 @@ def _shards(folder: Path, header: dict[str, Any], missing: Sequence[int], proces
     if device == "cuda":
         places = [f"cuda:{k}" for k in range(torch.cuda.device_count())]
     # Forking a process that runs threads of torch may lock up.
-    pool = ProcessPoolExecutor(
-        min(processes, len(missing)), mp_context=get_context("spawn"), initializer=become_worker
-    )
+    pool = ProcessPoolExecutor(min(processes, len(missing)), mp_context=get_context("spawn"), initializer=become_worker)
     try:
         jobs = [pool.submit(_make, folder, header, n, places[k % len(places)]) for k, n in enumerate(missing)]
         for job in as_completed(jobs):

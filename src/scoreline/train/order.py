@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import replace
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -18,9 +18,26 @@ from scoreline.core.errors import InputError
 from scoreline.core.noise import Noise, derive
 from scoreline.data.images import Batch, Images
 
-__all__ = ["Data", "Feed", "Order"]
+__all__ = ["Data", "Feed", "Order", "Source"]
 
-Data = Images | Tensor | tuple[Tensor, Tensor] | None
+
+class Source(Protocol):
+    """A data set of another kind than Images, such as pairs: batches by position, numbers, a shape, a fingerprint."""
+
+    shape: tuple[int, ...]
+    index: np.ndarray
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the content, in hex."""
+
+    def __len__(self) -> int: ...
+
+    def batch(self, positions: np.ndarray) -> Batch:
+        """What stands at some positions, (B,) 0 to len - 1."""
+
+
+Data = Images | Tensor | tuple[Tensor, Tensor] | Source | None
 
 
 class Order:
@@ -94,8 +111,8 @@ class Feed:
     """Batches of a training, ready for the loop: on the device, with their draws.
 
     Args:
-        data: Images; or a tensor (N, ...), or a pair (images, labels); or None for methods that make their own data,
-            whose batches then hold images of shape (B, 0) and numbers that never come twice.
+        data: Images; or another :class:`Source`; or a tensor (N, ...), or a pair (images, labels); or None for methods
+            that make their own data, whose batches then hold images of shape (B, 0) and numbers that never come twice.
         batch_size: images a step, over all processes.
         seed: any integer.
         device: where batches go.
