@@ -47,6 +47,16 @@ def _consistency() -> Denoiser:
     return lookup("denoiser", "consistency")(net, lookup("schedule", "edm")())
 
 
+def _flow() -> Denoiser:
+    net = lookup("network", "mlp")(in_shape=IMAGE, width=32)
+    return lookup("denoiser", "preconditioned")(net, lookup("schedule", "flow")(), kind="flow")
+
+
+def _trajectory() -> Denoiser:
+    net = lookup("network", "mlp")(in_shape=IMAGE, width=32, second_time=True)
+    return lookup("denoiser", "trajectory")(net, lookup("schedule", "edm")())
+
+
 SMALL: dict[tuple[str, str], Callable[[], Any]] = {
     ("network", "unet"): lambda: _unet(),
     ("network", "dit"): lambda: lookup("network", "dit")(in_shape=IMAGE, width=32, depth=2, heads=2),
@@ -54,6 +64,7 @@ SMALL: dict[tuple[str, str], Callable[[], Any]] = {
     ("network", "kl-autoencoder"): lambda: lookup("network", "kl-autoencoder")(in_shape=IMAGE, channel_mult=(1, 2)),
     ("denoiser", "preconditioned"): lambda: lookup("denoiser", "preconditioned")(_unet(), lookup("schedule", "edm")()),
     ("denoiser", "consistency"): lambda: lookup("denoiser", "consistency")(_unet(), lookup("schedule", "edm")()),
+    ("denoiser", "trajectory"): lambda: _trajectory(),
     ("denoiser", "gaussian"): lambda: lookup("denoiser", "gaussian")(
         lookup("schedule", "vp")(), torch.zeros(IMAGE), 0.5
     ),
@@ -87,6 +98,11 @@ SMALL: dict[tuple[str, str], Callable[[], Any]] = {
     ("method", "ict"): lambda: lookup("method", "ict")(_consistency(), steps=4, s1=20, target_ema=0.5),
     ("method", "ct"): lambda: lookup("method", "ct")(_consistency(), steps=4),
     ("method", "cd"): lambda: lookup("method", "cd")(_consistency(), _edm(), steps=4),
+    ("method", "rectified-flow"): lambda: lookup("method", "rectified-flow")(_flow()),
+    ("method", "flow-distillation"): lambda: lookup("method", "flow-distillation")(_flow(), _edm(), online=2),
+    ("method", "ctm"): lambda: lookup("method", "ctm")(
+        _trajectory(), _edm(), points=4, teacher_steps=2, distance="squared", dsm_weight=1.0
+    ),
     ("method", "kl-autoencoding"): lambda: lookup("method", "kl-autoencoding")(SMALL["network", "kl-autoencoder"]()),
 }
 BASES = {"schedule": Schedule, "sampler": Sampler, "denoiser": Denoiser, "encoder": Encoder, "method": Method}

@@ -84,6 +84,7 @@ TABLE: dict[str, dict[str, str]] = {
         "ict": "scoreline.fewstep.ict:ICT",
         "ct": "scoreline.fewstep.consistency_models:CT",
         "cd": "scoreline.fewstep.consistency_models:CD",
+        "ctm": "scoreline.fewstep.ctm:CTM",
         "rectified-flow": "scoreline.fewstep.instaflow:RectifiedFlow",
         "flow-distillation": "scoreline.fewstep.instaflow:FlowDistillation",
     },

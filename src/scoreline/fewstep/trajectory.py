@@ -1,0 +1,130 @@
+"""Students that jump anywhere: how one is made of a teacher, and the times at which it is trained and sampled.
+
+Reference: Kim, Lai et al. 2024 (Consistency Trajectory Models), sections 3 and 5.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import nn
+
+from scoreline.core.denoiser import Denoiser
+from scoreline.core.errors import InputError
+from scoreline.core.schedule import Schedule
+from scoreline.diffusion.preconditioned import Preconditioned
+from scoreline.diffusion.schedules import EDM
+from scoreline.fewstep.curricula import ascending_levels
+from scoreline.fewstep.maps import Trajectory
+from scoreline.fewstep.teachers import innermost, rebuilt
+
+__all__ = ["check_teacher", "training_grid", "trajectory_student", "two_step"]
+
+
+def training_grid(schedule: Schedule, points: int = 18, *, rho: float = 7.0) -> NDArray[np.float64]:
+    """The N times of training, descending: levels even in sigma^(1/rho), index 0 the noisiest, (N,).
+
+    Args:
+        schedule: from its least to its largest level; on a table, the nearest of its levels.
+        points: N, 18 on CIFAR-10 and 40 on ImageNet.
+        rho: spacing.
+
+    >>> training_grid(EDM(), 18)[[0, 1, 17]].round(4).tolist()
+    [80.0, 57.586, 0.002]
+    """
+    ends = np.array([schedule.t_min, schedule.t_max])
+    low, high = schedule.sigma(ends) / schedule.alpha(ends)
+    if not np.isfinite(high):
+        raise InputError("schedule", type(schedule).__name__, "its noisiest level keeps no signal; end a little below")
+    levels = ascending_levels(points, sigma_min=float(low), sigma_max=float(high), rho=rho)[::-1]
+    times = np.array(schedule.snap(schedule.time(-np.log(levels))))
+    times[0], times[-1] = schedule.t_max, schedule.t_min
+    if (np.diff(times) >= 0).any():
+        raise InputError("points", points, "two levels fall on one that the model knows; use fewer")
+    return times
+
+
+def two_step(points: int, first: int, second: int, schedule: Schedule | None = None) -> tuple[float, list[float]]:
+    """(gamma, times) with which `jumps` goes t_max -> grid[first], noise back up to grid[second], -> the end.
+
+    gamma solves grid[first] = end + sqrt(1 - gamma^2) (grid[second] - end).
+
+    Args:
+        points: N of the grid.
+        first: where the first jump ends; 36 of 40 in the paper's runs on ImageNet.
+        second: up to which level noise is put back, second <= first; 20 there.
+        schedule: None takes EDM's.
+
+    >>> gamma, times = two_step(40, 36, 20)
+    >>> round(gamma, 6), [round(t, 4) for t in times]
+    (0.999984, [80.0, 1.9233, 0.0])
+    """
+    schedule = EDM() if schedule is None else schedule
+    if not 0 < second <= first < points:
+        raise InputError("first, second", (first, second), f"need 0 < second <= first < {points}")
+    grid = training_grid(schedule, points)
+    root = (grid[first] - grid[-1]) / (grid[second] - grid[-1]) if grid[second] > grid[-1] else 1.0
+    return float(np.sqrt(1 - root**2)), [float(grid[0]), float(grid[second]), schedule.clean]
+
+
+def trajectory_student(teacher: Denoiser | None, net: nn.Module | None = None) -> Trajectory:
+    """A trajectory function: of a copy of the teacher's network with its weights, or of a network of one's own.
+
+    A copy keeps kind and schedule of the teacher, so that its g(x, t, t) starts near the teacher's answer; the layers
+    of the second time are new. A network of one's own is of kind "edm" on EDM's schedule, 0.002 to 80 as far as the
+    teacher knows it.
+
+    Args:
+        teacher: any denoiser, or None with a network.
+        net: takes two times, or can be rebuilt so; a Trajectory stays as it is.
+
+    Raises:
+        InputError: neither is given, the teacher has no network, or the network cannot take a second time.
+    """
+    if isinstance(net, Trajectory):
+        return net
+    inner = None if teacher is None else innermost(teacher)
+    if net is not None:
+        schedule = EDM() if teacher is None else _known_range(teacher.schedule)
+        sigma_data = inner.sigma_data if isinstance(inner, Preconditioned) and inner.kind == "edm" else 0.5
+        return Trajectory(_of_two_times(net), schedule, sigma_data=sigma_data)
+    if inner is None:
+        raise InputError("student", None, "needs a network, or a teacher whose network is copied")
+    if not isinstance(inner, Preconditioned):
+        mend = "has no network to copy; give the student a network of its own"
+        raise InputError("teacher", type(inner).__name__, mend)
+    return Trajectory(
+        _of_two_times(inner.net),
+        inner.schedule,
+        kind=inner.kind,
+        sigma_data=inner.sigma_data,
+        time_input=inner.time_input,
+        learned_variance=inner.learned_variance,
+    )
+
+
+def check_teacher(student: Trajectory, teacher: Denoiser) -> None:
+    """Refuse a teacher of other images or classes than the student's.
+
+    Raises:
+        InputError: shapes or classes differ.
+    """
+    if tuple(teacher.shape) != tuple(student.shape):
+        mend = f"the teacher's images are {tuple(teacher.shape)}; a student makes images of the same shape"
+        raise InputError("student", tuple(student.shape), mend)
+    if student.num_classes not in (None, teacher.num_classes):
+        mend = f"the teacher knows {teacher.num_classes} classes; a student takes the same ones, or none"
+        raise InputError("student", f"{student.num_classes} classes", mend)
+
+
+def _of_two_times(net: nn.Module) -> nn.Module:
+    made = rebuilt(net, {} if getattr(net, "second_time", False) else {"second_time": True})[0]
+    return made.requires_grad_(True)
+
+
+def _known_range(schedule: Schedule) -> EDM:
+    """EDM's levels from 0.002 to 80, as far as a model of another schedule was trained on them."""
+    ends = np.array([schedule.t_min, schedule.t_max])
+    with np.errstate(divide="ignore"):
+        low, high = schedule.sigma(ends) / schedule.alpha(ends)
+    return EDM(t_min=max(0.002, float(low)), t_max=min(80.0, float(high)))
