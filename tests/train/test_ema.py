@@ -25,6 +25,15 @@ def test_a_constant_decay_is_the_geometric_sum() -> None:
     assert (averages.n, averages.images) == (7, 28)
 
 
+@pytest.mark.check(system=13, number=7)
+def test_a_recipe_names_a_rule() -> None:
+    assert decays({"warm-up": 0.999}) == {"warm-up": WarmUpDecay(0.999)}
+    assert decays({"warm-up": 0.999})["warm-up"](1, 0, 0) == 2 / 11
+    assert decays({"warm-up": 0.1})["warm-up"](1, 0, 0) == 0.1
+    assert decays({"half-life": 500}) == {"half-life": HalfLife(500)}
+    assert decays({"warm-up": 0.9, "slow": 0.99}) == {"warm-up": ConstantDecay(0.9), "slow": ConstantDecay(0.99)}
+
+
 @pytest.mark.check(system=15, number=10)
 def test_warm_up_follows_its_formula_from_the_first_update() -> None:
     assert [WarmUpDecay(0.5)(n, 0, 0) for n in (1, 2, 8, 9, 100)] == [2 / 11, 3 / 12, 0.5, 0.5, 0.5]

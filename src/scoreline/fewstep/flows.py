@@ -101,7 +101,7 @@ def flow_student(teacher: Denoiser | None, net: nn.Module | None = None) -> Deno
 
     Args:
         teacher: the model whose network is copied; None with a network of one's own.
-        net: a network to train instead of a copy.
+        net: a network to train instead of a copy; a model that is on a flow schedule already stays as it is.
 
     Returns:
         a :class:`Preconditioned` or what wraps one; every parameter of its network takes gradients.
@@ -109,6 +109,8 @@ def flow_student(teacher: Denoiser | None, net: nn.Module | None = None) -> Deno
     Raises:
         InputError: neither is given, the teacher has no network, or its shape or classes differ from the network's.
     """
+    if isinstance(net, Denoiser):
+        return net.requires_grad_(True) if isinstance(net.schedule, Flow) else flow_student(net)
     if net is not None:
         if teacher is not None and tuple(net.in_shape) != tuple(teacher.shape):  # type: ignore[arg-type]
             mend = f"the teacher's images are {tuple(teacher.shape)}; a student makes images of the same shape"

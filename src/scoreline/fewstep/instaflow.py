@@ -31,6 +31,7 @@ from scoreline.core.denoiser import Denoiser
 from scoreline.core.errors import InputError
 from scoreline.core.method import Method, Update
 from scoreline.core.noise import Noise
+from scoreline.diffusion.schedules import Flow
 from scoreline.fewstep.distances import Distance, distance, squared
 from scoreline.fewstep.flows import (
     as_flow,
@@ -333,6 +334,9 @@ def _named(name: str, size: int | None) -> Distance:
 
 def _pair_maker(student: Denoiser, teacher: Denoiser | None, online: int, guidance: float) -> Denoiser | None:
     """The frozen teacher that makes pairs during the training, or None; what does not fit is refused."""
+    if not isinstance(student.schedule, Flow):
+        mend = f"has the schedule {type(student.schedule).__name__}; make a flow of it with student_of"
+        raise InputError("student", type(student).__name__, mend)
     if online < 0:
         raise InputError("online", online, "counts Euler steps of the teacher, 0 or more")
     if teacher is None:

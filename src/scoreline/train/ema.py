@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from scoreline.core.errors import InputError, unknown_name
 
-__all__ = ["Averages", "ConstantDecay", "Decay", "EMA", "HalfLife", "PowerFunction", "WarmUpDecay", "decays"]
+__all__ = ["EMA", "RULES", "Averages", "ConstantDecay", "Decay", "HalfLife", "PowerFunction", "WarmUpDecay", "decays"]
 
 Decay = Callable[[int, int, int], float]
 """beta(n, images, batch): n = 1, 2, ... counts updates of the average; of the `images` so far, `batch` are new."""
@@ -123,14 +123,29 @@ class PowerFunction:
         return (1 - batch / images) ** (self.gamma + 1)
 
 
+RULES: dict[str, Callable[[float], Decay]] = {
+    "warm-up": WarmUpDecay,
+    "half-life": HalfLife,
+    "power-function": PowerFunction,
+}
+
+
 def decays(ema: EMA) -> dict[str, Decay]:
     """The named schedules behind an `ema` argument: nothing, one decay or schedule, several, or a mapping of names.
 
+    A mapping with one of `RULES` is that schedule, as recipes write it.
+
     >>> list(decays([0.9, HalfLife(1000)]))
     ['0.9', 'HalfLife(images=1000, ramp=0.05)']
+    >>> decays({"warm-up": 0.999})
+    {'warm-up': WarmUpDecay(decay=0.999, start=0)}
     """
     if ema is None:
         return {}
+    if isinstance(ema, Mapping) and len(ema) == 1 and isinstance(value := next(iter(ema.values())), (int, float)):
+        rule = next(iter(ema))
+        if rule in RULES:
+            return {rule: RULES[rule](float(value))}
     if isinstance(ema, Mapping):
         items: Iterable[tuple[str, float | Decay]] = ema.items()
     else:
