@@ -20,6 +20,7 @@ from scoreline.bridges.convert import convert
 from scoreline.bridges.foreign_unets import qkv_in_our_order
 from scoreline.core.cond import Cond
 from scoreline.core.errors import ArtefactError, InputError
+from scoreline.diffusion.schedules import Discrete
 
 
 class Params(dict):
@@ -302,6 +303,53 @@ def test_vp_preconditioning_of_edm(tmp_path, nvidia):
     assert model.schedule.t_min == 1e-5
 
 
+@pytest.mark.parametrize("given", [{}, {"sigma_min": 0.05, "sigma_max": 50.0}])
+def test_ve_preconditioning_of_edm(tmp_path, nvidia, given):
+    """D = x + sigma F(x, ln(sigma/2))."""
+    p, x, sigma = Params(), torch.randn(3, 2, 8, 8), torch.tensor([0.05, 1.7, 40.0])
+    s = sigma[:, None, None, None]
+    with torch.no_grad():
+        want = x * s + s * edm_net(p, NCSN, x * s, (sigma / 2).log())
+    file = write_edm(tmp_path / "ve.pkl", p, NCSN, wrapper="VEPrecond", marker=tmp_path / "ran", **given)
+    assert convert(file, tmp_path / "ve.safetensors")["preconditioning"] == "VEPrecond"
+    model = load(tmp_path / "ve.safetensors")
+    schedule = model.schedule
+    assert (schedule.sigma_min, schedule.sigma_max) == (given.get("sigma_min", 0.02), given.get("sigma_max", 100.0))
+    assert schedule.sigma(schedule.t_max) == pytest.approx(schedule.sigma_max)
+    t = schedule.time(-sigma.double().log())
+    with torch.no_grad():
+        assert torch.allclose(model(x * s, t).mean, want, rtol=1e-4, atol=1e-4)
+        assert torch.allclose(model(x[:1] * 0.05, float(t[0])).mean, want[:1], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("given", [{}, {"M": 60, "C_1": 0.2, "C_2": 0.05}])
+def test_iddpm_preconditioning_of_edm(tmp_path, nvidia, given):
+    """D = x - sigma F(x/sqrt(sigma^2 + 1), M - 1 - j) at the levels sigma = u_j."""
+    c = ADM | {"out_channels": 4, "label_dim": 0}
+    M, C_1, C_2 = given.get("M", 1000), given.get("C_1", 0.001), given.get("C_2", 0.008)
+    u, bar = torch.zeros(M + 1, dtype=torch.float64), lambda j: math.sin(0.5 * math.pi * j / M / (C_2 + 1)) ** 2
+    for j in range(M, 0, -1):
+        u[j - 1] = ((u[j] ** 2 + 1) / max(bar(j - 1) / bar(j), C_1) - 1).sqrt()
+    p, x, j = Params(), torch.randn(3, 2, 8, 8), torch.tensor([M - 1, M // 2, M // 9])
+    sigma = u[j].float()[:, None, None, None]
+    with torch.no_grad():
+        raw = edm_net(p, c, x, (M - 1 - j).float())
+        want = x * (sigma**2 + 1).sqrt() - sigma * raw[:, :2]
+    file = write_edm(tmp_path / "iddpm.pkl", p, c, wrapper="iDDPMPrecond", marker=tmp_path / "ran", **given)
+    convert(file, tmp_path / "iddpm.safetensors")
+    model = load(tmp_path / "iddpm.safetensors")
+    t = (M - 1 - j).double()
+    levels = model.schedule.sigma(t) / model.schedule.alpha(t)
+    assert torch.allclose(levels, u[j], rtol=1e-9)
+    assert model.schedule.T == M
+    with torch.no_grad():
+        post = model(x, t)
+    assert torch.allclose(post.mean, want, rtol=1e-4, atol=1e-4)
+    assert torch.allclose(post.mix, raw[:, 2:], atol=2e-5)
+    if not given:
+        assert torch.allclose(torch.tensor(model.schedule.betas), torch.tensor(Discrete(betas="cosine").betas))
+
+
 def test_what_edm_files_may_lack(tmp_path, nvidia):
     p, x, t = Params(), torch.randn(1, 2, 8, 8), torch.tensor([0.1])
     c = SONG | {"label_dim": 0, "augment_dim": 0}
@@ -314,7 +362,9 @@ def test_what_edm_files_may_lack(tmp_path, nvidia):
             convert(file, out)
         assert not out.exists()
 
-    refused(InputError, "preconditioning 'VEPrecond'.*Known: EDMPrecond", wrapper="VEPrecond")
+    refused(InputError, "preconditioning 'VEPrecon'.*did you mean 'VEPrecond'", wrapper="VEPrecon")
+    refused(InputError, "sigma_min", wrapper="VEPrecond", sigma_min=200.0)
+    refused(InputError, "C_1", wrapper="iDDPMPrecond", C_1=2.0)
     refused(InputError, "999 t", wrapper="VPPrecond", M=500)
     refused(InputError, "did you mean 'num_blocks'", c={"num_block": 2})
     refused(InputError, "standard and residual", c={"encoder_type": "skip"})

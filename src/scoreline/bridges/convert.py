@@ -5,7 +5,8 @@ arguments of constructors. The numbers go into our U-Net by name, every tensor t
 of queries, keys and values are put into our order. The result is a .safetensors file with its card.
 
 Layouts:
-    edm                  Karras et al. 2022: SongUNet (DDPM++, NCSN++) or DhariwalUNet (ADM) in EDMPrecond or VPPrecond
+    edm                  Karras et al. 2022: SongUNet (DDPM++, NCSN++) or DhariwalUNet (ADM) in the EDM, VP, VE or
+                         iDDPM preconditioning
     consistency          Song et al. 2023: ADM in the scalings of a consistency function
     consistency-teacher  the EDM model beside it
     guided-diffusion     Dhariwal and Nichol 2021: ADM that predicts noise and a variance on a table of betas

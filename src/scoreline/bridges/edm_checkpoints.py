@@ -1,22 +1,31 @@
-"""EDM's networks in our U-Net: SongUNet (DDPM++, NCSN++) and DhariwalUNet (ADM), in EDMPrecond or VPPrecond.
+"""EDM's networks in our U-Net: SongUNet (DDPM++, NCSN++) and DhariwalUNet (ADM), in any of its preconditionings.
+
+With D(x, sigma) = c_skip x + c_out F(c_in x, c_noise), F the network:
+    EDMPrecond    edm_scalings                                                          kind edm on EDM's schedule
+    VPPrecond     1, -sigma, 1/sqrt(sigma^2 + 1), 999 t(sigma)                          kind eps on VP
+    VEPrecond     1, sigma, 1, ln(sigma/2)                                              kind eps on VE, F = -eps
+    iDDPMPrecond  1, -sigma, 1/sqrt(sigma^2 + 1), M - 1 - argmin_j |u_j - sigma|        kind eps on a cosine table
 
 Reference: Karras et al. 2022 (arXiv 2206.00364), table 1 and appendix C.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from typing import Any
+
+import torch
 
 from scoreline.bridges.foreign_unets import Names, both, fill, resamples
 from scoreline.bridges.unpickling import Record, tensors_of
 from scoreline.core.denoiser import Denoiser
 from scoreline.core.errors import ArtefactError, InputError, unknown_name
 from scoreline.diffusion.preconditioned import Preconditioned
-from scoreline.diffusion.schedules import EDM, VP
+from scoreline.diffusion.schedules import EDM, VE, VP, Discrete
 from scoreline.nn.unet import UNet
 
-__all__ = ["edm_arguments", "edm_names", "of_edm"]
+__all__ = ["PRECONDITIONINGS", "edm_arguments", "edm_names", "iddpm_betas", "of_edm"]
 
 
 def edm_arguments(kind: str, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -138,20 +147,68 @@ def of_edm(value: Any, name: str) -> tuple[Denoiser, dict[str, Any]]:
     wrapper, model = found.origin, found.__dict__["state"].get("_modules", {}).get("model")
     if not isinstance(model, Record):
         raise ArtefactError("checkpoint", name, f"{wrapper or 'the object in it'} holds no model")
-    if wrapper not in ("EDMPrecond", "VPPrecond"):
-        raise unknown_name("preconditioning", wrapper, ("EDMPrecond", "VPPrecond"))
+    if wrapper not in PRECONDITIONINGS:
+        raise unknown_name("preconditioning", wrapper, PRECONDITIONINGS)
     arguments = edm_arguments(model.origin, model.arguments)
     song = model.origin == "SongUNet"
     net = UNet(**arguments)
     source = {k: v for k, v in tensors_of(model).items() if not k.endswith("resample_filter")}
     fill(net, source, edm_names(net, song), "interleaved", name, table_is_linear=True)
-    given = found.arguments
-    if wrapper == "EDMPrecond":
-        denoiser = Preconditioned(net, EDM(), sigma_data=float(given.get("sigma_data", 0.5)))
-    else:
-        if given.get("M", 1000) != 1000:
-            raise InputError("M", given["M"], "only the time input 999 t of VPPrecond is understood")
-        low, span = float(given.get("beta_min", 0.1)), float(given.get("beta_d", 19.9))
-        schedule = VP(beta_min=low, beta_max=low + span, t_min=float(given.get("epsilon_t", 1e-5)))
-        denoiser = Preconditioned(net, schedule, kind="eps", time_input="999t")
+    channels = net.in_shape[0]
+    wanted = (channels, 2 * channels) if wrapper == "iDDPMPrecond" else (channels,)
+    if net.out_channels not in wanted:
+        raise InputError("out_channels", net.out_channels, f"{wrapper} has {' or '.join(map(str, wanted))}")
+    denoiser = PRECONDITIONINGS[wrapper](net, found.arguments)
     return denoiser, {"layout": "edm", "network": model.origin, "preconditioning": wrapper}
+
+
+def _edm(net: UNet, given: Mapping[str, Any]) -> Denoiser:
+    return Preconditioned(net, EDM(), sigma_data=float(given.get("sigma_data", 0.5)))
+
+
+def _vp(net: UNet, given: Mapping[str, Any]) -> Denoiser:
+    if given.get("M", 1000) != 1000:
+        raise InputError("M", given["M"], "only the time input 999 t of VPPrecond is understood")
+    low, span = float(given.get("beta_min", 0.1)), float(given.get("beta_d", 19.9))
+    schedule = VP(beta_min=low, beta_max=low + span, t_min=float(given.get("epsilon_t", 1e-5)))
+    return Preconditioned(net, schedule, kind="eps", time_input="999t")
+
+
+@torch.no_grad()
+def _ve(net: UNet, given: Mapping[str, Any]) -> Denoiser:
+    schedule = VE(sigma_min=float(given.get("sigma_min", 0.02)), sigma_max=float(given.get("sigma_max", 100.0)))
+    # D = x + sigma F is the model whose noise estimate is -F: the sign goes into the last layer.
+    for parameter in net.output.parameters():
+        parameter.neg_()
+    return Preconditioned(net, schedule, kind="eps", time_input="ln-half-sigma")
+
+
+def iddpm_betas(M: int = 1000, C_1: float = 0.001, C_2: float = 0.008) -> list[float]:
+    """The betas of the levels u_j of iDDPMPrecond, least noise first: level t is j = M - 1 - t.
+
+    u_{j-1} = sqrt((u_j^2 + 1)/max(a_{j-1}/a_j, C_1) - 1), u_M = 0, a_j = sin^2(pi/2 j/(M (C_2 + 1))); since
+    abar = 1/(u^2 + 1), beta is 1 - max(a_{j-1}/a_j, C_1).
+
+    Args:
+        M: number of levels.
+        C_1: least ratio of two neighbours.
+        C_2: offset of the cosine.
+
+    Raises:
+        InputError: a setting is out of range.
+    """
+    if M < 2 or not 0 < C_1 < 1 or not C_2 > 0:
+        raise InputError("M, C_1, C_2", (M, C_1, C_2), "need M >= 2, 0 < C_1 < 1 and C_2 > 0")
+    a = [math.sin(0.5 * math.pi * j / M / (C_2 + 1)) ** 2 for j in range(M + 1)]
+    return [1 - max(a[j - 1] / a[j], C_1) for j in range(M, 0, -1)]
+
+
+def _iddpm(net: UNet, given: Mapping[str, Any]) -> Denoiser:
+    levels, least, offset = (given.get(key, usual) for key, usual in (("M", 1000), ("C_1", 0.001), ("C_2", 0.008)))
+    schedule = Discrete(betas=iddpm_betas(int(levels), float(least), float(offset)))
+    return Preconditioned(net, schedule, kind="eps", learned_variance=net.out_channels == 2 * net.in_shape[0])
+
+
+PRECONDITIONINGS: dict[str, Callable[[UNet, Mapping[str, Any]], Denoiser]] = {
+    "EDMPrecond": _edm, "VPPrecond": _vp, "VEPrecond": _ve, "iDDPMPrecond": _iddpm,
+}  # fmt: skip

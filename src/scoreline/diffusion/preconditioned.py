@@ -29,7 +29,7 @@ from scoreline.core.schedule import Schedule, Time, arithmetic, spread
 __all__ = ["KINDS", "TIME_INPUTS", "Preconditioned", "edm_scalings", "edm_weight"]
 
 KINDS = ("edm", "eps", "v", "x0", "flow")
-TIME_INPUTS = ("t", "ln-sigma/4", "999t", "1000t", "999(1-t)")
+TIME_INPUTS = ("t", "ln-sigma/4", "ln-half-sigma", "999t", "1000t", "999(1-t)")
 
 
 def edm_scalings(sigma: Time, sigma_data: float = 0.5) -> tuple[Time, Time, Time, Time]:
@@ -64,8 +64,8 @@ class Preconditioned(Denoiser):
         schedule: the coordinates it was trained in.
         kind: what its output is, one of `KINDS`.
         sigma_data: standard deviation of the data (kind "edm" only).
-        time_input: what the network is told of t: "t", "ln-sigma/4", "999t", "1000t" or "999(1-t)"; None takes
-            the kind's own.
+        time_input: what the network is told of t: "t", "ln-sigma/4", "ln-half-sigma", "999t", "1000t" or "999(1-t)";
+            None takes the kind's own.
         learned_variance: the output has a second group of channels, the raw share between log beta~ and log beta.
 
     Raises:
@@ -139,6 +139,9 @@ class Preconditioned(Denoiser):
         if self.time_input == "ln-sigma/4":
             level = sigma / alpha
             c_noise = arithmetic(level).log(level) / 4
+        elif self.time_input == "ln-half-sigma":
+            level = 0.5 * sigma / alpha
+            c_noise = arithmetic(level).log(level)
         elif self.time_input == "999(1-t)":  # flows whose time runs from noise to data
             c_noise = 999.0 * (1.0 - t)
         else:
