@@ -160,6 +160,41 @@ def test_the_images_of_a_dit_pipeline(dit_folder):
     assert ((model.decode(latents) / 2 + 0.5).clamp(0, 1) - theirs).abs().max() < 1e-4
 
 
+@pytest.mark.parametrize("shift", [1.0, 3.0])
+def test_flows_are_sampled_as_diffusers_does(unet, tmp_path, shift):
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=shift)
+    diffusers.DDPMPipeline(unet(), scheduler).save_pretrained(tmp_path, safe_serialization=True)
+    model = load(tmp_path)
+    assert (model.kind, model.schedule.t_max) == ("flow", 1.0)
+    # The least level of its training table.
+    assert model.schedule.t_min == pytest.approx(scheduler.sigmas.min().item(), rel=1e-5)
+    net, x = unet(), torch.randn(3, 2, 8, 8)
+    scheduler.set_timesteps(6)
+    sigmas = scheduler.sigmas.double().tolist()
+    assert sigmas[-1] == 0
+    theirs = x
+    with torch.no_grad():
+        for t in scheduler.timesteps:
+            theirs = scheduler.step(net(theirs, t).sample, t, theirs).prev_sample
+        assert torch.allclose(model(x, 0.25).raw, net(x, 250.0).sample, atol=1e-6)
+    mine = DDIM()(model, Noise(0).at(range(3), model.shape), times=sigmas, x=x).x
+    assert (mine - theirs).abs().max() < 1e-4
+    as_config = as_denoiser(unet(), {"prediction_type": "flow_prediction", "flow_shift": shift})
+    assert (as_config.kind, as_config.schedule.t_min) == ("flow", model.schedule.t_min)
+
+
+def test_a_dit_of_flows(dit, vae, tmp_path):
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler()
+    net = dit(out_channels=4)
+    pipeline = diffusers.DiTPipeline(net, vae(), scheduler)
+    pipeline.save_pretrained(tmp_path, safe_serialization=True)
+    model = load(tmp_path)
+    x, labels = torch.randn(2, 4, 4, 4), torch.tensor([7, 9])
+    with torch.no_grad():
+        out = net(x, timestep=torch.tensor([300.0, 300.0]), class_labels=labels).sample
+        assert torch.allclose(model(x, 0.3, Cond(labels=labels)).mean, x - 0.3 * out, atol=1e-5)
+
+
 def _plan(**settings):
     from scoreline.nn.plan import Plan
 
@@ -202,8 +237,12 @@ def _drop_a_tensor(file: Path) -> None:
 def test_what_is_not_understood_is_refused(ddpm_folder, tmp_path, unet, dit, vae):
     with pytest.raises(ArtefactError, match="not a network"):
         load(ddpm_folder, kind="network")
-    with pytest.raises(InputError, match="FlowMatchEuler"):
-        as_denoiser(unet(), diffusers.FlowMatchEulerDiscreteScheduler())
+    with pytest.raises(InputError, match="EDMEuler"):
+        as_denoiser(unet(), diffusers.EDMEulerScheduler())
+    with pytest.raises(InputError, match="1000 t"):
+        as_denoiser(unet(), diffusers.FlowMatchEulerDiscreteScheduler(num_train_timesteps=500))
+    with pytest.raises(InputError, match="invert_sigmas"):
+        as_denoiser(unet(), diffusers.FlowMatchEulerDiscreteScheduler(invert_sigmas=True))
     with pytest.raises(InputError, match="epsilon"):
         as_denoiser(unet(), dict(diffusers.DDIMScheduler().config) | {"prediction_type": "epsilo"})
     with pytest.raises(InputError, match="beta_schedule"):

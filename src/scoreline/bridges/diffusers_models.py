@@ -25,9 +25,10 @@ from scoreline.core.errors import ArtefactError, InputError, unknown_name
 from scoreline.diffusion.betas import cosine_betas
 from scoreline.diffusion.latent import Latent
 from scoreline.diffusion.preconditioned import Preconditioned
-from scoreline.diffusion.schedules import Discrete
+from scoreline.diffusion.schedules import Discrete, Flow
 
-__all__ = ["DiffusersAutoencoder", "as_denoiser", "betas_of", "diffusers_library", "load_pipeline", "schedule_of"]
+__all__ = ["DiffusersAutoencoder", "as_denoiser", "betas_of", "diffusers_library", "flow_of", "is_flow"]
+__all__ += ["load_pipeline", "schedule_of"]
 
 KINDS = {"epsilon": "eps", "v_prediction": "v", "sample": "x0"}
 NETWORKS = ("UNet2DModel", "UNet2DConditionModel", "DiTTransformer2DModel")
@@ -86,6 +87,34 @@ def schedule_of(config: Mapping[str, Any]) -> Discrete:
     return Discrete(betas=betas_of(config).tolist(), zero_terminal_snr=bool(config.get("rescale_betas_zero_snr")))
 
 
+def is_flow(config: Mapping[str, Any]) -> bool:
+    """Whether a scheduler's config is of a model of straight paths that answers noise - x_0."""
+    return str(config.get("_class_name")).startswith("FlowMatch") or config.get("prediction_type") == "flow_prediction"
+
+
+def flow_of(config: Mapping[str, Any]) -> Flow:
+    """The flow schedule of a diffusers scheduler's config: alpha = 1 - t, sigma = t, down to the least of its levels.
+
+    Levels are s = k/T, k = 1 ... T; `shift` moves them to shift s/(1 + (shift - 1) s). How they are spaced is the
+    sampler's business, what is taken over is where they end.
+
+    Args:
+        config: the scheduler's config: num_train_timesteps, shift (of DPM-Solver flow_shift), invert_sigmas.
+
+    Raises:
+        InputError: a number of timesteps, or a direction of time, that the network's time input is not known for.
+    """
+    T = int(config.get("num_train_timesteps", 1000))
+    if T != 1000:
+        raise InputError("num_train_timesteps", T, "a flow is asked at 1000 t; other factors are not understood")
+    if config.get("invert_sigmas"):
+        raise InputError("invert_sigmas", True, "flows that run from data to noise are not understood")
+    shift = float(config.get("shift") or config.get("flow_shift") or 1.0)
+    if not shift > 0:
+        raise InputError("shift", shift, "must be positive")
+    return Flow(t_min=shift / T / (1 + (shift - 1) / T))
+
+
 class DiffusersAutoencoder(nn.Module):
     """diffusers' `AutoencoderKL` with the methods that a model of latents needs.
 
@@ -139,7 +168,10 @@ def as_denoiser(
     """
     from scoreline.bridges.diffusers_networks import DiffusersDiT, DiffusersUNet
 
-    config = scheduler if isinstance(scheduler, Mapping) else scheduler.config
+    config = {
+        "_class_name": type(scheduler).__name__,
+        **(scheduler if isinstance(scheduler, Mapping) else scheduler.config),
+    }
     name = type(network).__name__
     if name not in NETWORKS:
         raise unknown_name("network", name, NETWORKS)
@@ -149,8 +181,9 @@ def as_denoiser(
     else:
         net = DiffusersUNet(network, in_shape, null_row=null_row)
     prediction = config.get("prediction_type", "epsilon")
-    if prediction not in KINDS:
-        raise unknown_name("prediction_type", str(prediction), KINDS)
+    flow = is_flow(config)
+    if not flow and prediction not in KINDS:
+        raise unknown_name("prediction_type", str(prediction), [*KINDS, "flow_prediction"])
     channels = net.in_shape[0]
     if net.out_channels not in (channels, 2 * channels):
         raise InputError("out_channels", net.out_channels, f"needs {channels}, or {2 * channels} with a variance")
@@ -159,8 +192,8 @@ def as_denoiser(
         raise InputError("variance_type", "learned", mend)
     model: Denoiser = Preconditioned(
         net,
-        schedule_of({"_class_name": type(scheduler).__name__, **config}),
-        kind=KINDS[prediction],
+        flow_of(config) if flow else schedule_of(config),
+        kind="flow" if flow else KINDS[prediction],
         learned_variance=net.out_channels == 2 * channels,
     )
     if vae is not None:
