@@ -95,7 +95,7 @@ def test_steps_from_search_to_sampled_images(scoreline: Any, small: str, tmp_pat
 
 
 def test_layers_under_a_budget_of_true_cost(scoreline: Any, small: str, tmp_path: Path) -> None:
-    quick = [*QUICK, "--evaluations", "90"]
+    quick = [*QUICK, "--evaluations", "60"]
     for cost in ("macs", "seconds"):
         options = ["--nfe", "3", "--layers", "--max-prune", "0.8", "--cost", cost, *quick, "--out", cost, "--json"]
         answer = scoreline("search", small, *options)
