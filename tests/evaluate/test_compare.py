@@ -12,7 +12,8 @@ from scoreline.core.load import load
 from scoreline.core.noise import Noise
 from scoreline.diffusion.closed_form import Gaussian
 from scoreline.diffusion.schedules import EDM
-from scoreline.evaluate.compare import arms_of, compare, converged, converged_sampler, model_macs, rmse_per_image
+from scoreline.evaluate.arms import arms_of
+from scoreline.evaluate.compare import compare, converged, converged_sampler, model_macs, rmse_per_image
 from scoreline.evaluate.specs import guided, make_sampler
 
 

@@ -38,11 +38,12 @@ def run(
     labels: str | None = None,
     data: str | None = None,
     features: Literal["auto", "digits", "inception-2015", "pixels"] = "auto",
+    students: str | None = None,
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto",
     command: str = "",
     quiet: bool = False,
 ) -> dict[str, Any]:
-    """Sample one model several ways at several costs, score each, and write a report.
+    """Sample one model several ways at several costs, its students beside it, score each, and write a report.
 
     Args:
         model: built-in name (see `scoreline models`) or path of a .safetensors artefact.
@@ -58,6 +59,8 @@ def run(
         labels: classes to ask for, as 0,1,7; none for no class; nothing for all in turn.
         data: reference data set; nothing takes the one in the model's card.
         features: feature network; auto takes digits for 8x8 grey images and inception-2015 elsewhere.
+        students: paths of students of the model, separated by commas; each is sampled in its own way at every budget
+            that it was made for, from the same noise.
         device: where to sample; auto takes CUDA or MPS where there is one.
     """
     from scoreline.core.errors import InputError
@@ -70,7 +73,8 @@ def run(
     results = compare(
         model, names, numbers(nfe, "nfe"), out, seeds=numbers(seeds, "seeds"), count=count, pairs=pairs,
         batch_size=batch_size, guidance=guidance, clip=clip, labels=labels, data=data, features=features,
-        device=device, command=command, quiet=quiet,
+        students=[path.strip() for path in (students or "").split(",") if path.strip()], device=device,
+        command=command, quiet=quiet,
     )  # fmt: skip
     results["files"] = [str(path) for path in write_report(results, out)]
     return results

@@ -10,7 +10,7 @@ EXAMPLE = "scoreline sample digits --sampler heun --nfe 9 --seeds 0:64 --out ima
 
 def run(
     model: str,
-    sampler: str = "heun",
+    sampler: str | None = None,
     nfe: int | None = None,
     steps: int | None = None,
     seeds: str | None = None,
@@ -29,9 +29,9 @@ def run(
 
     Args:
         model: built-in name (see `scoreline models`) or path of a .safetensors artefact.
-        sampler: name, with settings as ddim:eta=1:grid=leading.
-        nfe: budget of network evaluations per image; give this or steps; nothing takes 35, adaptive samplers
-            (rk45:rtol=1e-5) take neither.
+        sampler: name, with settings as ddim:eta=1:grid=leading; nothing takes a student's own sampler, else heun.
+        nfe: budget of network evaluations per image; give this or steps; nothing takes the first step count that a
+            student was made for, else 35; adaptive samplers (rk45:rtol=1e-5) take neither.
         steps: number of noise levels, instead of nfe.
         seeds: image numbers, as 0:64 (0 to 63) or 3,5,8; nothing takes 0:64, or all latents.
         noise_seed: seed of the noise source that the numbers index.
@@ -47,10 +47,7 @@ def run(
     """
     from scoreline.cli.compare import numbers
     from scoreline.evaluate.sampling import sample_to
-    from scoreline.evaluate.specs import is_adaptive
 
-    if nfe is None and steps is None and not is_adaptive(sampler):
-        nfe = 35
     return sample_to(
         out, model, sampler, None if seeds is None else numbers(seeds, "seeds"), nfe=nfe, steps=steps,
         noise_seed=noise_seed, labels=labels, latents=from_latents, guidance=guidance, clip=clip,

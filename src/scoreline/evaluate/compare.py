@@ -10,12 +10,10 @@ import datetime
 import hashlib
 import json
 import math
-import os
 import shlex
 import warnings as python_warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,45 +22,31 @@ import torch
 from torch import Tensor
 
 import scoreline
-from scoreline.core.cost import count_macs, machine, measured
+from scoreline.core.cost import machine, measured
 from scoreline.core.denoiser import Denoiser
 from scoreline.core.device import pick_device
 from scoreline.core.errors import ArtefactError, InputError
 from scoreline.core.files import atomic_path, write_json
+from scoreline.core.flow_map import FlowMap
 from scoreline.core.load import load
 from scoreline.core.noise import Noise
 from scoreline.core.sampler import Sampler
 from scoreline.data import load_images
 from scoreline.data.grid import picture_grid, write_png
+from scoreline.evaluate.arms import Arm, arms_of, model_macs, students_of
 from scoreline.evaluate.ledger import Ledger
 from scoreline.evaluate.progress import progress
 from scoreline.evaluate.protocols import FrechetProtocol, features_of, pick_encoder
-from scoreline.evaluate.specs import asked_labels, check_fit, guided, is_adaptive, labels_for, make_sampler, parse_spec
+from scoreline.evaluate.specs import adds_noise, asked_labels, guided, labels_for, make_sampler
 from scoreline.metrics.intervals import mean_interval
 from scoreline.nn.features import Pixels
 
-__all__ = ["Arm", "compare", "converged", "converged_sampler", "model_macs", "rmse_per_image"]
+__all__ = ["compare", "converged", "converged_sampler", "model_macs", "rmse_per_image"]
 
 PICTURES = 20
 REFERENCE_STEPS = 64
 GUESS = 60  # evaluations of an adaptive run, for the time left that is shown
 CPU = torch.device("cpu")
-
-
-@dataclass(frozen=True)
-class Arm:
-    """One sampler at one cost; an adaptive one has budget and nfe 0, what it spends is measured."""
-
-    spec: str
-    budget: int
-    nfe: int
-    sampler: Sampler
-
-    @property
-    def name(self) -> str:
-        # It names files: a path among the settings must not become folders.
-        plain = self.spec.replace(":", "-").replace("=", "").replace("+", "p").replace("/", "_").replace(os.sep, "_")
-        return f"{plain}-{self.nfe or 'adaptive'}"
 
 
 def rmse_per_image(a: Tensor, b: Tensor) -> Tensor:
@@ -103,47 +87,6 @@ def converged(
     return torch.cat(images)
 
 
-def model_macs(model: Denoiser) -> int:
-    """Multiply-accumulates of one network evaluation of one image."""
-    x = torch.zeros(1, *model.shape)
-    t = 0.5 * (model.schedule.t_min + model.schedule.t_max)
-    cond = labels_for([0], model.num_classes)
-    return count_macs(lambda: model(x, t, cond)) // model.evaluations
-
-
-def arms_of(model: Denoiser, samplers: Sequence[str], budgets: Sequence[int]) -> tuple[list[Arm], list[str]]:
-    """The arms of a comparison, and a warning for each sampler and budget that does not fit.
-
-    Raises:
-        InputError: a name or setting is wrong, or nothing fits.
-    """
-    arms: list[Arm] = []
-    warnings: list[str] = []
-    for spec in dict.fromkeys(samplers):
-        parse_spec(spec)
-        if is_adaptive(spec):
-            # It takes no budget; it is measured once and stands at the most evaluations that one of its images took.
-            sampler = make_sampler(spec)
-            check_fit(sampler, model)
-            arms.append(Arm(spec, 0, 0, sampler))
-            continue
-        for budget in sorted(set(budgets)):
-            sampler = make_sampler(spec, nfe=budget)
-            try:
-                nfe = check_fit(sampler, model)
-            except InputError as error:
-                reason = error.mend if error.thing == "nfe" else str(error)
-                warnings.append(f"{spec} at {budget} evaluations is left out: {reason}")
-                continue
-            if any(arm.spec == spec and arm.nfe == nfe for arm in arms):
-                warnings.append(f"{spec} at {budget} evaluations is the same run as at a smaller budget ({nfe} spent)")
-                continue
-            arms.append(Arm(spec, budget, nfe, sampler))
-    if not arms:
-        raise InputError("nfe", list(budgets), "; ".join(warnings) or "give at least one sampler and one budget")
-    return arms, warnings
-
-
 def compare(
     model_name: str,
     samplers: Sequence[str],
@@ -159,6 +102,7 @@ def compare(
     labels: str | None = None,
     data: str | None = None,
     features: str = "auto",
+    students: Sequence[str] = (),
     device: str = "auto",
     command: str = "",
     quiet: bool = False,
@@ -179,6 +123,8 @@ def compare(
         labels: classes asked for in turn, as `0,1,7`, or `none`; None takes all.
         data: reference data set, None for the one in the model's card.
         features: feature network, see `pick_encoder`.
+        students: paths of students of the model, each sampled in its own way at every budget that it was made for, from
+            the same noise.
         device: where to sample, see `pick_device`; scores are computed on the CPU.
         command: what the user typed, for the record.
         quiet: no progress on stderr.
@@ -191,8 +137,14 @@ def compare(
         ArtefactError: the folder holds another run.
     """
     bare = load(model_name)
+    if isinstance(bare, FlowMap) and not bare.scored:
+        mend = "knows no score, so there is no converged ODE to hold it against; compare its teacher, with --students"
+        raise InputError("model", model_name, mend)
     model = guided(bare, guidance, clip=clip)
     arms, warnings = arms_of(model, samplers, budgets)
+    arms += students_of(bare, students, samplers, budgets, warnings)
+    if guidance not in (None, 1) and students:
+        warnings.append("students are sampled as they are; guidance is the model's alone")
     header = bare.header
     card = header.get("card", {})
     source = data or card.get("data")
@@ -223,7 +175,11 @@ def compare(
     pairs = min(pairs, count)
     place = pick_device(device)
     macs = model_macs(bare)
+    own_macs = {id(arm.model): model_macs(arm.model) for arm in arms if arm.model is not None}
     model = model.to(place)
+    for arm in arms:
+        if arm.model is not None:
+            arm.model.to(place)
 
     folder = Path(out)
     job = {
@@ -243,20 +199,25 @@ def compare(
             for seed in seeds:
                 key = _key(arm, seed)
                 if key not in ledger:
-                    made_now = _run(model, arm, seed, count, chosen, batch_size, scorers, exact[seed], folder, place)
+                    made_now = _run(
+                        arm.model or model, arm, seed, count, chosen, batch_size, scorers, exact[seed], folder, place
+                    )
                     ledger.add(key, **made_now)
                 advance(count * (arm.nfe or GUESS), f"{arm.name}, seed {seed}")
         real = reference.batch(range(min(PICTURES, len(reference)))).image
         write_png(folder / "pictures" / "real.png", picture_grid(real, columns=10))
         write_png(folder / "pictures" / "converged.png", picture_grid(exact[seeds[0]][:PICTURES], columns=10))
-    shared = ["--seeds", f"0:{count}", "--noise-seed", str(seeds[0])]
-    shared += [] if guidance is None else ["--guidance", f"{guidance:g}"]
-    shared += [] if labels is None else ["--labels", labels]
-    shared += ["--clip"] if clip else []
+    plainly = ["--seeds", f"0:{count}", "--noise-seed", str(seeds[0])]
+    plainly += [] if labels is None else ["--labels", labels]
+    shared = plainly + ([] if guidance is None else ["--guidance", f"{guidance:g}"]) + (["--clip"] if clip else [])
     names = ["ode-rmse", *(s.name(count) for s in scorers)]
-    rows = [_arm_result(arm, ledger, seeds, names, ["scoreline", "sample", model_name], shared) for arm in arms]
-    for row in rows:
-        row["macs"] = int(row["nfe"] * macs)
+    rows = []
+    for arm in arms:
+        command_of = ["scoreline", "sample", arm.student or model_name]
+        row = _arm_result(arm, ledger, seeds, names, command_of, shared if arm.model is None else plainly)
+        row["macs"] = int(row["nfe"] * own_macs.get(id(arm.model), macs))
+        row["parameters"] = sum(p.numel() for p in (arm.model or bare).parameters())
+        rows.append(row)
     independent = load_images(source, split="train") if source == "digits" else None
     floors: dict[str, float | None] = dict.fromkeys(names)
     if independent is not None:
@@ -267,7 +228,7 @@ def compare(
         "version": scoreline.__version__,
         "created": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         "command": command,
-        "title": f"{model_name}: {', '.join(dict.fromkeys(a.spec for a in arms))}",
+        "title": f"{model_name}: {', '.join(dict.fromkeys(arm.series for arm in arms))}",
         "model": {
             "name": model_name, "fingerprint": header["fingerprint"], "shape": list(model.shape),
             "num_classes": model.num_classes, "parameters": sum(p.numel() for p in bare.parameters()), "macs": macs,
@@ -333,7 +294,8 @@ def _settings(sampler: Sampler) -> dict[str, Any]:
 
 def _key(arm: Arm, seed: int) -> str:
     settings = json.dumps({**_settings(arm.sampler), "grid": arm.sampler.grid}, sort_keys=True)
-    return f"{arm.spec}|{arm.nfe}|{hashlib.sha256(settings.encode()).hexdigest()[:8]}|{seed}"
+    mark = "" if arm.student is None else f"{arm.series}:{arm.fingerprint[:16]}|"
+    return f"{mark}{arm.spec}|{arm.nfe}|{hashlib.sha256(settings.encode()).hexdigest()[:8]}|{seed}"
 
 
 def _stored_reference(
@@ -380,7 +342,8 @@ def _run(
     write_png(folder / _picture(arm, seed), picture_grid(x[:PICTURES], columns=10))
     with _known_to_be_few():
         values = {s.name(count): s.distance(features_of(s.encoder, x)) for s in scorers}
-    if not arm.sampler.stochastic:
+    # A student that puts noise back is still held against the path from its first noise.
+    if arm.model is not None or not adds_noise(arm.sampler, model):
         values["ode-rmse"] = float(rmse_per_image(x[: len(exact)], exact).median())
     return {"values": values, "seconds": seconds / count, "peak_memory": memory, "nfe": spent / count, "nfe_max": nfe}
 
@@ -405,7 +368,10 @@ def _arm_result(
     cost = ["--nfe", str(arm.budget)] if arm.budget else []
     return {
         "name": arm.name,
-        "sampler": arm.spec,
+        "sampler": arm.series,
+        "student": None
+        if arm.student is None
+        else {"path": arm.student, "fingerprint": arm.fingerprint, "sampler": arm.spec},
         "settings": _settings(arm.sampler),
         "grid": arm.sampler.grid or "default",
         "budget": arm.budget or max(row["nfe_max"] for row in rows),

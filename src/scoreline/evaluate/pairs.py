@@ -26,12 +26,11 @@ from scoreline.core.errors import ArtefactError, InputError, NonFiniteError, Sco
 from scoreline.core.files import atomic_path, read_json, sweep, write_json
 from scoreline.core.load import load
 from scoreline.core.noise import Noise
-from scoreline.core.sampler import Sampler
 from scoreline.data import to_uint8
 from scoreline.data.pair_store import FORMAT, HEADER, part_path, parts_of, shard_count
 from scoreline.evaluate.processes import become_worker
 from scoreline.evaluate.progress import progress
-from scoreline.evaluate.specs import asked_labels, check_fit, guided, is_adaptive, labels_for, make_sampler
+from scoreline.evaluate.specs import adds_noise, asked_labels, check_fit, guided, is_adaptive, labels_for, make_sampler
 
 __all__ = ["plan_pairs", "write_pairs"]
 
@@ -86,15 +85,16 @@ def plan_pairs(
             raise unknown_name(thing, word, known)
     Noise(seed)
     bare = load(model_name)
-    solver, adaptive = _solver(sampler, nfe, steps), is_adaptive(sampler)
-    if nfe is None and steps is None and not adaptive:
+    if nfe is None and steps is None and not is_adaptive(sampler):
         nfe = 35
-        solver = _solver(sampler, nfe, steps)
+    solver = make_sampler(sampler, nfe=nfe, steps=steps)
     model = guided(bare, guidance, clip=clip)
     asked_labels(labels, bare)
     check_fit(solver, model)
-    if solver.calibrated(model).stochastic:
-        raise InputError("sampler", sampler, "adds noise, so that z says not where x is; take heun, ddim or rk45")
+    if adds_noise(solver, model):
+        raise InputError(
+            "sampler", sampler, "adds noise, so that z alone does not say where x is; take heun, ddim or rk45"
+        )
     shape = tuple(bare.shape)
     if dtype == "uint8" and (len(shape) != 3 or shape[0] not in (1, 3)):
         raise InputError("dtype", dtype, f"keeps pictures; this model makes {shape}: take float32")
@@ -147,10 +147,6 @@ def write_pairs(
         "out": str(folder), "count": plan["count"], "made": made, "shards": len(numbers), "nfe": known["nfe"],
         "solver": plan["solver"],
     }  # fmt: skip
-
-
-def _solver(spec: str, nfe: int | None, steps: int | None) -> Sampler:
-    return make_sampler(spec, nfe=nfe, steps=steps)
 
 
 def _claim(folder: Path, header: Mapping[str, Any]) -> None:
@@ -228,7 +224,7 @@ def _make(folder: Path, header: dict[str, Any], number: int, device: str) -> int
     """Make one shard and write its files, the image last, which says that it is done."""
     made_by = header["teacher"]
     model = _teacher(made_by["name"], made_by["fingerprint"], header["guidance"], header["clip"], device)
-    solver = _solver(header["sampler"], header["budget"], header["steps"])
+    solver = make_sampler(header["sampler"], nfe=header["budget"], steps=header["steps"])
     chosen = asked_labels(header["labels"], load(made_by["name"])) if header["labels"] is not None else None
     first = number * int(header["shard_size"])
     last = first + _size(header, number)

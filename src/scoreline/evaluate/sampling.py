@@ -21,7 +21,7 @@ from scoreline.core.load import load
 from scoreline.core.noise import Noise
 from scoreline.data import to_uint8
 from scoreline.evaluate.progress import progress
-from scoreline.evaluate.specs import asked_labels, check_fit, guided, labels_for, make_sampler
+from scoreline.evaluate.specs import adds_noise, asked_labels, check_fit, choose_sampler, guided, labels_for
 from scoreline.samplers.latents import Latents, read_latents
 
 __all__ = ["image_path", "sample_to"]
@@ -35,7 +35,7 @@ def image_path(folder: Path, index: int) -> Path:
 def sample_to(
     out: str | Path,
     model_name: str,
-    spec: str,
+    spec: str | None = None,
     indices: Sequence[int] | None = None,
     *,
     nfe: int | None = None,
@@ -58,9 +58,9 @@ def sample_to(
     Args:
         out: a folder for PNGs, or a path ending in .npz.
         model_name: built-in name or path.
-        spec: sampler with settings.
+        spec: sampler with settings; None takes a student's own, else heun.
         indices: image numbers; None takes 0 to 63, or all rows of the latents.
-        nfe, steps: cost; one of them.
+        nfe, steps: cost; one of them, or None for a student's first step count, else 35 evaluations.
         noise_seed: seed of the noise source.
         latents: file of :func:`scoreline.samplers.latents.write_latents`, decoded instead of noise.
         labels, guidance, clip, batch_size, device, dtype: as in `scoreline sample`.
@@ -87,10 +87,10 @@ def sample_to(
     if codes is not None and max(indices) >= len(codes.z):
         raise InputError("seeds", max(indices), f"{latents} holds latents 0 to {len(codes.z) - 1}")
     model = guided(bare, guidance, clip=clip)
-    sampler = make_sampler(spec, nfe=nfe, steps=steps)
+    spec, sampler = choose_sampler(bare, spec, nfe=nfe, steps=steps)
     chosen = asked_labels(labels, bare)
     if codes is not None:
-        if sampler.stochastic:
+        if adds_noise(sampler, model):
             raise InputError("sampler", spec, "adds noise; decode latents with a deterministic one, as heun or rk45")
         if labels is None and codes.label is not None:
             chosen = [codes.label]

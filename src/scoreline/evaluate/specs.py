@@ -11,13 +11,14 @@ import torch
 from scoreline.core.cond import Cond
 from scoreline.core.denoiser import Denoiser
 from scoreline.core.errors import InputError, unknown_name
+from scoreline.core.flow_map import FlowMap
 from scoreline.core.names import lookup
 from scoreline.core.sampler import Sampler
 from scoreline.guidance.extrapolate import ClassifierFree
 from scoreline.guidance.thresholding import Thresholded
 
 __all__ = ["check_fit", "guided", "is_adaptive", "labels_for", "make_sampler", "parse_labels", "parse_spec"]
-__all__ += ["asked_labels", "sampler_options"]
+__all__ += ["adds_noise", "asked_labels", "check_counts", "choose_sampler", "sampler_options", "sampling_of"]
 
 
 def sampler_options(name: str) -> list[str]:
@@ -94,8 +95,11 @@ def check_fit(sampler: Sampler, model: Denoiser) -> int:
     """The network evaluations an image will cost; all that the sampler would refuse on this model is refused here.
 
     Raises:
-        InputError: no run fits the budget, or the sampler does not fit the model's schedule.
+        InputError: no run fits the budget, or the sampler does not fit the model or its schedule.
     """
+    if isinstance(model, FlowMap) and not (model.scored or getattr(sampler, "of_maps", False)):
+        mend = f"needs a score, which a {type(model).__name__} does not know; sample it with jumps"
+        raise InputError("sampler", type(sampler).__name__, mend)
     sampler = sampler.calibrated(model)
     times = sampler.times(model.schedule, model.evaluations)
     model.check(times)
@@ -103,14 +107,85 @@ def check_fit(sampler: Sampler, model: Denoiser) -> int:
     return sampler.cost(len(times) - 1) * model.evaluations
 
 
+def adds_noise(sampler: Sampler, model: Denoiser) -> bool:
+    """Whether a run of this sampler on this model draws noise after its start; a single jump of a flow map does not."""
+    ready = sampler.calibrated(model)
+    return ready.stochastic and not (getattr(ready, "of_maps", False) and ready.plan(model.evaluations) == 1)
+
+
+def sampling_of(model: Denoiser) -> tuple[str, list[int] | None] | None:
+    """How a student wants to be sampled: (sampler, step counts it was made for or None for any); None of other models.
+
+    Raises:
+        InputError: its card says so in a form that is not understood.
+    """
+    said = (getattr(model, "header", None) or {}).get("card", {}).get("sampling")
+    if said is None:
+        return None
+    counts = said.get("steps") if isinstance(said, dict) else said
+    if not isinstance(said, dict) or not isinstance(said.get("sampler"), str) or not isinstance(counts, list | None):
+        raise InputError("sampling", said, "in the model's card is not {sampler:, steps:}; was the file changed?")
+    return said["sampler"], counts
+
+
+def choose_sampler(
+    model: Denoiser, spec: str | None, *, nfe: int | None = None, steps: int | None = None
+) -> tuple[str, Sampler]:
+    """The sampler that was asked for, or the model's own: (text, sampler).
+
+    A student has its own sampler, and its first step count where no cost is given; any other model takes heun and 35
+    evaluations.
+
+    Args:
+        model: with its header.
+        spec: what the user typed, or None.
+        nfe, steps: cost, or None.
+
+    Raises:
+        InputError: an unknown sampler, or a step count that the student was not made for.
+    """
+    own = sampling_of(model)
+    chosen = spec or (own[0] if own is not None else "heun")
+    if nfe is None and steps is None and not is_adaptive(chosen):
+        if own is not None and parse_spec(chosen)[0] == parse_spec(own[0])[0]:
+            steps = own[1][0] if own[1] else 1
+        else:
+            nfe = 35
+    sampler = make_sampler(chosen, nfe=nfe, steps=steps)
+    check_counts(model, chosen, sampler)
+    return chosen, sampler
+
+
+def check_counts(model: Denoiser, spec: str, sampler: Sampler) -> None:
+    """Refuse a number of steps that a student was not made for, where it is sampled by its own sampler.
+
+    Raises:
+        InputError: names the counts that it was made for.
+    """
+    own = sampling_of(model)
+    if own is None or own[1] is None or parse_spec(spec)[0] != parse_spec(own[0])[0] or is_adaptive(spec):
+        return
+    steps = sampler.plan(model.evaluations)
+    if steps not in own[1]:
+        raise InputError("steps", steps, f"this student was made for {', '.join(map(str, own[1]))}")
+
+
 def guided(model: Denoiser, guidance: float | None, *, clip: bool = False) -> Denoiser:
     """The model with guidance (s; None or 1 leaves it alone) and, if asked, with its clean image kept in [-1, 1]."""
     if guidance is not None and guidance != 1:
         if model.num_classes is None:
             raise InputError("guidance", guidance, "this model has no classes, so there is nothing to guide by")
+        _needs_score("guidance", guidance, model)
         _without_class("guidance", guidance, model, "leave it out")
         model = ClassifierFree(model, guidance)
+    if clip:
+        _needs_score("clip", clip, model)
     return Thresholded(model) if clip else model
+
+
+def _needs_score(thing: str, value: Any, model: Denoiser) -> None:
+    if isinstance(model, FlowMap) and not model.scored:
+        raise InputError(thing, value, f"changes a score, which a {type(model).__name__} does not know; leave it out")
 
 
 def parse_labels(text: str | None, num_classes: int | None) -> list[int] | None:

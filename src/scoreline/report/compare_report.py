@@ -19,7 +19,7 @@ from scoreline.report.answer import answer, blur_warning, interval, main_score, 
 from scoreline.report.numbers import MISSING, finite, human_bytes, human_count, human_number, human_seconds
 from scoreline.report.page import rendered
 from scoreline.report.plots import Level, Panel, Series, curve_figure, swatch_svg, themed_svg
-from scoreline.report.tables import csv_text, evaluations, series_names
+from scoreline.report.tables import csv_text, evaluations, series_names, several_models
 
 if TYPE_CHECKING:
     from markupsafe import Markup
@@ -105,6 +105,7 @@ def _page(results: dict[str, Any], folder: Path, names: list[str], panels: list[
         "swatches": [_symbol(style) for style in range(len(series))],
         "curves": [_curve(score, results, panel) for score, panel in zip(results["scores"], panels)],
         "rows": _rows(results, names, series),
+        "sizes": ["Parameters"] if several_models(results) else [],
         "budgets": budgets,
         "given": _given(results, folder, len(budgets)),
         "grids": _grids(results, folder, names, budgets),
@@ -177,6 +178,8 @@ def _rows(results: dict[str, Any], names: list[str], series: list[str]) -> list[
             cell["interval"] = f"{human_number(ends[0])} – {human_number(ends[1])}" if ends else ""
             cell["mark"] = marked.get((score, i), "")
             cells.append(cell)
+        if several_models(results):
+            cells.insert(0, _cell(human_count(arm.get("parameters")), arm.get("parameters")))
         rows.append({"style": series.index(names[i]), "name": names[i], "budget": arm["budget"], "cells": cells})
     return rows
 
@@ -252,9 +255,15 @@ def _facts(results: dict[str, Any]) -> list[tuple[str, str]]:
     )
     judged = _joined(data.get("name"), data.get("split"), _with(data.get("count"), "images"))
     listed = f"{len(seeds)} seed{'s' * (len(seeds) != 1)} ({', '.join(map(str, seeds))})"
+    students = {arm["sampler"]: arm for arm in results["arms"] if arm.get("student")}
+    shown = [
+        f"{name} ({human_count(a.get('parameters'))} parameters, by {a['student']['sampler']})"
+        for name, a in students.items()
+    ]
     facts = [
         ("Model", _joined(model.get("name"), shape, _with(model.get("num_classes"), "classes"))),
         ("Model size", size),
+        ("Students", "; ".join(shown)),
         ("Model fingerprint", model.get("fingerprint") or ""),
         ("Data", judged),
         ("Data fingerprint", data.get("fingerprint") or ""),

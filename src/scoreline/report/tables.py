@@ -14,9 +14,14 @@ from scoreline.report.numbers import finite, human_bytes, human_count, human_num
 if TYPE_CHECKING:
     from rich.table import Table
 
-__all__ = ["csv_text", "series_names", "text_table"]
+__all__ = ["csv_text", "several_models", "series_names", "text_table"]
 
 _COSTS = ["nfe", "nfe_max", "macs", "seconds", "images_per_second", "peak_memory"]
+
+
+def several_models(results: dict[str, Any]) -> bool:
+    """Whether a comparison holds students beside its model, so that each arm has parameters of its own."""
+    return any(arm.get("student") for arm in results["arms"])
 
 
 def series_names(arms: list[dict[str, Any]]) -> list[str]:
@@ -52,7 +57,8 @@ def csv_text(results: dict[str, Any]) -> str:
     """The comparison as CSV, one row an arm.
 
     Columns: what was run (name, sampler, settings as JSON, grid, budget), what it cost (nfe, nfe_max, macs, seconds,
-    images_per_second: per image; peak_memory: bytes), and for each score its mean, low and high. Empty: no number.
+    images_per_second: per image; peak_memory: bytes), and for each score its mean, low and high; where there are
+    students, parameters come last. Empty: no number.
 
     Args:
         results: what `scoreline compare` stores.
@@ -61,7 +67,8 @@ def csv_text(results: dict[str, Any]) -> str:
     parts = ("mean", "low", "high")
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(columns + [f"{score} {part}" for score in results["scores"] for part in parts])
+    last = ["parameters"] if several_models(results) else []
+    writer.writerow(columns + [f"{score} {part}" for score in results["scores"] for part in parts] + last)
     for arm in results["arms"]:
         row = {**arm, "settings": json.dumps(arm.get("settings") or {}, sort_keys=True)}
         measured = [arm["scores"].get(score, {}).get(part) for score in results["scores"] for part in parts]
@@ -69,6 +76,7 @@ def csv_text(results: dict[str, Any]) -> str:
             [row.get(column) for column in columns[:5]]
             + [_plain(row.get(column)) for column in _COSTS]
             + [_plain(value) for value in measured]
+            + [arm.get(column) for column in last]
         )
     return file.getvalue()
 
@@ -89,7 +97,16 @@ def text_table(results: dict[str, Any]) -> Table:
     marked = marks(results)
     table = Table(title=Text(results["title"]), caption=Text("bold: best at its budget   ~: interval overlaps with it"))
     table.add_column("sampler")
-    for title in ("budget", "evaluations", "MACs/image", "time/image", "images/s", "memory"):
+    sizes = several_models(results)
+    for title in (
+        *(["parameters"] if sizes else []),
+        "budget",
+        "evaluations",
+        "MACs/image",
+        "time/image",
+        "images/s",
+        "memory",
+    ):
         table.add_column(Text(title), justify="right", no_wrap=True)
     for about in results["scores"].values():
         table.add_column(Text(about["title"]), justify="right")
@@ -101,6 +118,7 @@ def text_table(results: dict[str, Any]) -> Table:
             table.add_section()
         budget = arm["budget"]
         cells = [Text(names[i])]
+        cells += [Text(human_count(arm.get("parameters")))] if sizes else []
         cells += [Text(text) for text in (str(budget), evaluations(arm), human_count(arm.get("macs")))]
         cells += [Text(human_seconds(arm.get("seconds"))), Text(human_number(arm.get("images_per_second")))]
         cells.append(Text(human_bytes(arm.get("peak_memory"))))
