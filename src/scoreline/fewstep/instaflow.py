@@ -188,6 +188,7 @@ class RectifiedFlow(Method):
         guidance: a, of the teacher, 1 or more.
         eps: the least time t'.
         p_uncond: share of labels dropped, so that the flow can be guided.
+        flips: see an image in the mirror with probability 1/2; pairs have their own flips, of image and noise together.
         lr: learning rate, or a function of the step.
         optimizer, settings, clip: see :class:`scoreline.core.method.Update`.
 
@@ -207,6 +208,7 @@ class RectifiedFlow(Method):
         guidance: float = 1.0,
         eps: float = 1e-3,
         p_uncond: float = 0.0,
+        flips: bool = False,
         lr: Lr = 2e-4,
         optimizer: type[torch.optim.Optimizer] = torch.optim.Adam,
         settings: dict[str, Any] | None = None,
@@ -217,7 +219,9 @@ class RectifiedFlow(Method):
             raise InputError("eps", eps, "is the least time, in [0, 1)")
         if not 0 <= p_uncond < 1:
             raise InputError("p_uncond", p_uncond, "must lie in [0, 1)")
-        self.student, self.eps, self.p_uncond, self.online = student, eps, p_uncond, online
+        if flips and len(student.shape) != 3:
+            raise InputError("flips", True, f"belong to pictures, not to data of shape {tuple(student.shape)}")
+        self.student, self.eps, self.p_uncond, self.online, self.flips = student, eps, p_uncond, online, flips
         self.teacher = _pair_maker(student, teacher, online, guidance)
         network = network_of(student)
         self.updates = [Update(network, self.loss, optimizer=optimizer, lr=lr, settings=settings or {}, clip=clip)]
@@ -236,6 +240,9 @@ class RectifiedFlow(Method):
     def prepare(self, batch: Any, step: int) -> Coupled:
         cond = conditions(self.student, batch, self.p_uncond)
         x, z = _coupling(self.teacher, self.online, batch)
+        if self.flips and self.teacher is None and "noise" not in batch.extras:
+            mirrored = batch.draws.uniform(step=0, part=3) < 0.5
+            x = torch.where(mirrored.view(-1, 1, 1, 1), x.flip(-1), x)
         return Coupled(x, z, 1 - training_times(batch.draws.uniform(step=0, part=1), eps=self.eps), cond)
 
     def loss(self, batch: Any, shared: Coupled, step: int) -> Tensor:
