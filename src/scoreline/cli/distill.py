@@ -84,5 +84,6 @@ def show(result: dict[str, Any]) -> None:
         return
     for stage in result["stages"]:
         losses = ", ".join(f"{name} {value:.4g}" for name, value in stage["losses"].items())
-        print(f"{stage['name']}: {stage['steps']} steps, {losses or 'nothing left to do'}: {stage['model']}")
+        told = "".join(f", {name} {value:.4g}" for name, value in stage["measured"].items())
+        print(f"{stage['name']}: {stage['steps']} steps, {losses or 'nothing left to do'}{told}: {stage['model']}")
     print(f"student: {result['model']}" + (f", pictures: {result['picture']}" if result["picture"] else ""))

@@ -80,6 +80,10 @@ class Method(nn.Module):
     def after_update(self, step: int) -> None:
         """What is no gradient: prototypes, ratio bins, target averages; their buffers are saved with the rest."""
 
+    def measured(self) -> dict[str, float]:
+        """Numbers told of the result at the end of a training, by name; most methods have none."""
+        return {}
+
     def result(self) -> Any:
         """What is left when training ends: a generator, denoiser, tokenizer, classifier or detector."""
         raise InputError("method", type(self).__name__, "has no result(); a Method must define one")

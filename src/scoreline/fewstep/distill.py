@@ -127,13 +127,24 @@ def distill(
         spent = counted.total * trained.step / (trained.step - before) if trained.step > before else None
         card = _card(stage, method, teacher, made, data, spot, command, spent, target)
         result = trained.result()
+        told = method.measured()
+        if told:
+            card["measured"] = told
         model = result.denoiser if isinstance(result, Sampled) else result
         model = model.cpu()
         save_artefact(target, model, card=card)
         if several and number == len(recipe.stages) - 1:
             save_artefact(folder / "model.safetensors", model, card=card)
         made[stage.name] = str(target)
-        results.append({"name": stage.name, "model": str(target), "steps": trained.step, "losses": trained.losses})
+        results.append(
+            {
+                "name": stage.name,
+                "model": str(target),
+                "steps": trained.step,
+                "losses": trained.losses,
+                "measured": told,
+            }
+        )
     picture = folder / "steps.png"
     if len(model.shape) == 3 and isinstance(result, Sampled):
         write_png(picture, steps_picture(model, card["sampling"], _teacher(stage, made)))
