@@ -9,16 +9,20 @@ import torch
 from torch import nn
 
 from scoreline.core.errors import InputError
+from scoreline.core.load import load
 from scoreline.core.noise import Noise
 from scoreline.data.images import Batch
 from scoreline.diffusion.closed_form import Gaussian
 from scoreline.diffusion.preconditioned import Preconditioned
 from scoreline.diffusion.schedules import EDM, VP, Discrete
+from scoreline.fewstep import consistency_models
 from scoreline.fewstep.consistency_models import CD, CT, distillation_loss, on_edm, training_loss, uniform_pair
 from scoreline.fewstep.curricula import ascending_levels, growing_points
 from scoreline.fewstep.distances import squared
 from scoreline.fewstep.maps import ConsistencyFunction, GaussianMap
+from scoreline.fewstep.recipe import make_method, make_student, read_recipe
 from scoreline.nn.mlp import MLP
+from scoreline.nn.unet import UNet
 from scoreline.samplers.euler import Euler
 from scoreline.train import fit
 
@@ -207,3 +211,34 @@ def test_a_student_distilled_from_a_point_answers_with_it():
 def test_wrong_settings_are_refused(make, thing):
     with pytest.raises(InputError, match=thing):
         make()
+
+
+def test_the_cifar10_preset_is_built_and_takes_a_step():
+    torch.manual_seed(0)
+    net = UNet(in_shape=(3, 32, 32), base_channels=16, channel_mult=(1, 2, 2, 2), num_blocks=1)
+    taught = Preconditioned(net, EDM())
+    (stage,) = read_recipe("cd", preset="cifar10", teacher="its file").stages
+    assert stage["settings"].pop("distance") == "lpips-vgg"  # whose weights do not ship
+    method = make_method(stage, make_student(stage, taught, {}), taught)
+    before = method.student.net.output.bias.clone()
+    fit(method, torch.rand(2, 3, 32, 32), steps=1, batch_size=2)
+    assert not torch.equal(method.student.net.output.bias, before)
+    assert torch.equal(taught.net.output.bias, before)
+
+
+@pytest.mark.parametrize("name", ["ct", "cd"])
+def test_the_digits_presets_are_read(name):
+    recipe = read_recipe(name, preset="digits")
+    (stage,) = recipe.stages
+    taught = load(recipe.teacher) if recipe.teacher else None
+    method = make_method(stage, make_student(stage, taught, {}), taught)
+    assert method.student.num_classes == 10
+    assert method.student.sigma_data == 0.75
+
+
+def test_a_small_image_is_shown_to_lpips_at_224_pixels(monkeypatch):
+    asked = []
+    monkeypatch.setattr(consistency_models, "distance", lambda name, size: asked.append((name, size)))
+    consistency_models._named("lpips-vgg", 32)
+    consistency_models._named("lpips-vgg", 256)
+    assert asked == [("lpips-vgg", 224), ("lpips-vgg", None)]

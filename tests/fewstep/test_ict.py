@@ -17,8 +17,10 @@ from scoreline.fewstep.curricula import ascending_levels, doubling_points, logno
 from scoreline.fewstep.distances import huber_constant, pseudo_huber, squared
 from scoreline.fewstep.ict import ICT, PointMass, draw_pair, ict_loss, ict_weight, pair_probabilities, point_mass
 from scoreline.fewstep.maps import ConsistencyFunction, GaussianMap
+from scoreline.fewstep.recipe import make_method, make_student, read_recipe
 from scoreline.nn.mlp import MLP
 from scoreline.nn.unet import UNet
+from scoreline.nn.unet_presets import unet_preset
 from scoreline.samplers.jumps import Jumps
 from scoreline.train import fit
 
@@ -230,7 +232,7 @@ def test_a_turn_shares_noise_and_neighbouring_levels():
     assert late.cond is None
     loss = method.loss(batch(), turn, 0)
     wanted = ict_loss(method.student, batch().image, turn.noise, turn.low, turn.high)
-    assert float(loss) == pytest.approx(float(wanted), rel=1e-6)
+    assert loss.item() == pytest.approx(wanted.item(), rel=1e-6)
 
 
 def test_a_student_with_classes_is_told_the_labels():
@@ -260,7 +262,7 @@ def test_a_target_average_follows_the_student_and_is_saved():
 
 def test_a_training_answers_with_the_data():
     data = torch.tensor([[0.6, -0.4, 0.2]]).expand(16, 3).contiguous()
-    made = fit(ICT(student(), steps=100, s1=20, lr=1e-2), data, steps=100, batch_size=16, seed=0).result()
+    made = fit(ICT(student(), steps=60, s1=20, lr=2e-2), data, steps=60, batch_size=16, seed=0).result()
     for steps in (1, 2):
         assert (made.generate(range(40), Noise(0), steps=steps) - data[0]).abs().mean() < 0.2
         assert made.nfe == steps
@@ -275,3 +277,25 @@ def test_a_training_answers_with_the_data():
 def test_wrong_settings_are_refused(settings, thing):
     with pytest.raises(InputError, match=thing):
         ICT(student(), **settings)
+
+
+def test_the_cifar10_preset_is_built_and_takes_a_step():
+    (stage,) = read_recipe("ict", preset="cifar10").stages
+    net = stage["student"]["args"]["net"]["args"]
+    assert {**unet_preset("ncsnpp-continuous-cifar10"), "fourier_scale": 0.02, "dropout": 0.3} == {
+        key: tuple(value) if isinstance(value, list) else value for key, value in net.items()
+    }
+    net["base_channels"] = 16  # of 128: a full step takes half a minute here
+    method = make_method(stage, make_student(stage, None, {}), None)
+    assert [method.points(k) for k in (0, 399_999)] == [11, 1281]
+    before = method.student.net.output.bias.clone()
+    fit(method, torch.rand(2, 3, 32, 32), steps=1, batch_size=2)
+    assert not torch.equal(method.student.net.output.bias, before)
+
+
+def test_the_digits_preset_is_read():
+    (stage,) = read_recipe("ict", preset="digits").stages
+    method = make_method(stage, make_student(stage, None, {}), None)
+    assert method.student.levels(2).tolist() == [80.0, 0.821]
+    assert method.points(stage["steps"] - 1) == 161
+    assert method.student.num_classes == 10
