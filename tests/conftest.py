@@ -130,5 +130,7 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
             failed[", ".join(f"{name}={str(value)[:80]}" for name, value in given.items())] = error
     if failed:
         said = [f"{where}: {type(error).__name__}: {error}" for where, error in failed.items()]
-        raise AssertionError(f"{pyfuncitem.name} failed with\n" + "\n".join(said)) from next(iter(failed.values()))
+        # All of them in the first line: it is the one that the summary of a run shows.
+        what = f"{pyfuncitem.name} failed with {'; '.join(failed)}\n" + "\n".join(said)
+        raise AssertionError(what) from next(iter(failed.values()))
     return True
