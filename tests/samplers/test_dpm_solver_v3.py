@@ -297,13 +297,44 @@ def test_with_l_one_order_three_is_the_quadratic_through_the_last_three_predicti
     assert DPMSolverV3(**kind)(model, draws, times=times).nfe == 4
 
 
-def test_the_last_step_is_the_posterior_mean_at_the_last_level() -> None:
-    model = mixture(VP())
-    times = np.array([0.5, 0.2, 0.1, 0.0])
-    sampler = DPMSolverV3(solver_order=1).using(statistics())
+def test_the_last_step_goes_to_the_cleanest_level_and_denoises_there_by_what_g_implies() -> None:
+    model, schedule = mixture(VP()), VP()
+    times, stats = np.array([0.5, 0.2, 0.1, 0.0]), statistics()
+    end = min(float(schedule.lam(schedule.t_min)), stats.high)
+    sampler = DPMSolverV3(solver_order=1).using(stats)
     path = sampler(model, Noise(0).at(range(3), (3,), dtype=F8), times=times, trajectory=True).trajectory
     assert path is not None
-    torch.testing.assert_close(path[-1], model(path[-2], 0.1).mean, rtol=0, atol=1e-9)
+    x, start = path[-2], float(schedule.lam(0.1))
+    alpha, sigma = float(schedule.alpha(0.1)), float(schedule.sigma(0.1))
+    f = (sigma * model(x, 0.1).eps - stats.at([start])[0][0] * x) / alpha
+    # By small steps of y' = -(l y) - f and f = e^S (g + B), f' = s f + b.
+    lam = np.linspace(start, end, 20_001)
+    y, h = x / alpha, float(lam[1] - lam[0])
+    middles = stats.at(0.5 * (lam[1:] + lam[:-1]))
+    for l, s, b in zip(*middles):  # noqa: E741
+        half_y, half_f = y - 0.5 * h * (l * y + f), f + 0.5 * h * (s * f + b)
+        y, f = y - h * (l * half_y + half_f), f + h * (s * half_f + b)
+    torch.testing.assert_close(path[-1], (1 - stats.at([end])[0][0]) * y - f, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["data", "noise"])
+@pytest.mark.parametrize("end", [0.1, 0.001])
+def test_without_statistics_the_last_step_is_the_posterior_mean_at_the_last_level(kind: str, end: float) -> None:
+    model, draws = mixture(VP()), Noise(0).at(range(3), (3,), dtype=F8)
+    sampler = DPMSolverV3(solver_order=1, statistics=kind)
+    path = sampler(model, draws, times=np.array([0.5, 0.2, end, 0.0]), trajectory=True).trajectory
+    assert path is not None
+    torch.testing.assert_close(path[-1], model(path[-2], end).mean, rtol=0, atol=1e-9)
+
+
+def test_at_the_cleanest_level_the_last_step_is_the_posterior_mean_there() -> None:
+    model, stats, schedule = mixture(VP()), statistics(), VP()
+    end = float(schedule.time(min(float(schedule.lam(schedule.t_min)), stats.high)))
+    sampler = DPMSolverV3(solver_order=1).using(stats)
+    draws = Noise(0).at(range(3), (3,), dtype=F8)
+    path = sampler(model, draws, times=np.array([0.5, 0.2, end, 0.0]), trajectory=True).trajectory
+    assert path is not None
+    torch.testing.assert_close(path[-1], model(path[-2], end).mean, rtol=0, atol=1e-9)
 
 
 def test_a_run_ends_at_the_cleanest_level_without_asking_there() -> None:

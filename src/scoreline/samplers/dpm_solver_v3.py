@@ -7,8 +7,9 @@ and g^(n) at the start of the step from g there and at p - 1 points visited befo
 was made with the network's answer at its end as a further point, and leaves that answer's f as it is, so that it costs
 no evaluation. All of it is linear in the f of the points: a step is x_t = a x_s + sum_k w_k f_k + c, entry by entry.
 
-The step to the clean image takes E[x_0|x] = (1 - l) y - f at the last level. As in the paper no evaluation is wasted on
-the cleanest level: a grid that ends there is made one level longer, and left without it.
+As in the paper no evaluation is wasted on the cleanest level: a grid that ends there is made one level longer, and left
+without it. The last step goes to that level with g constant, and on to the clean image: E[x_0|x] = (1 - l) y - f there,
+with the f that g implies, e^S (g + B).
 """
 
 from __future__ import annotations
@@ -202,7 +203,7 @@ class DPMSolverV3(Sampler):
                 a = sigma[i + 1] / sigma[i]
                 made = Weights(zero + a, (zero + a * alpha[i] - alpha[i + 1],), zero)
             elif np.isinf(lam[i + 1]):
-                made = Weights((1 - statistics.at([lam[i]])[0][0]) / alpha[i], (zero - 1,), zero)  # E[x_0|x]
+                made = _clean(statistics, lam[i], float(schedule.lam(schedule.t_min)), alpha[i], rule)
             else:
                 made = step(i, list(range(i - 1, i - p, -1)), self.pseudo)
             c = corrector_order(orders[i - 1], self.pseudo_corrector) if self.corrector and m > 1 else 0
@@ -248,6 +249,15 @@ class DPMSolverV3(Sampler):
         for weight, point in zip(w, points):
             ahead = torch.addcmul(ahead, weight, point)
         return State(ahead, state.noise, (ready, x, points[:3]))
+
+
+def _clean(statistics: ModelStatistics, start: float, end: float, alpha: float, rule: str) -> Weights:
+    """E[x_0|x] at lambda `end`, or at `start` if that is no noisier, after a step with g constant."""
+    end = max(min(end, statistics.high), start)
+    over = statistics.between(start, end, rule=rule)
+    a, (on,), c = weights_of(over, [], np.zeros((0, 1)))
+    rest, grown = 1 - statistics.at([end])[0][0], over.S.exp()
+    return Weights(rest * a / alpha, (rest * on - grown,), rest * c - grown * over.B)
 
 
 @functools.lru_cache(maxsize=16)
