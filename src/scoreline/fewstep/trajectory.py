@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
+from scoreline.core.artefact import build, describe
 from scoreline.core.denoiser import Denoiser
 from scoreline.core.errors import InputError
 from scoreline.core.schedule import Schedule
@@ -33,7 +34,8 @@ def training_grid(schedule: Schedule, points: int = 18, *, rho: float = 7.0) -> 
     [80.0, 57.586, 0.002]
     """
     ends = np.array([schedule.t_min, schedule.t_max])
-    low, high = schedule.sigma(ends) / schedule.alpha(ends)
+    with np.errstate(divide="ignore"):
+        low, high = schedule.sigma(ends) / schedule.alpha(ends)
     if not np.isfinite(high):
         raise InputError("schedule", type(schedule).__name__, "its noisiest level keeps no signal; end a little below")
     levels = ascending_levels(points, sigma_min=float(low), sigma_max=float(high), rho=rho)[::-1]
@@ -71,7 +73,7 @@ def trajectory_student(teacher: Denoiser | None, net: nn.Module | None = None) -
     """A trajectory function: of a copy of the teacher's network with its weights, or of a network of one's own.
 
     A copy keeps kind and schedule of the teacher, so that its g(x, t, t) starts near the teacher's answer; the layers
-    of the second time are new. A network of one's own is of kind "edm" on EDM's schedule, 0.002 to 80 as far as the
+    of the second time are new. A schedule that ends in pure noise is taken up to sigma/alpha = 80. A network of one's own is of kind "edm" on EDM's schedule, 0.002 to 80 as far as the
     teacher knows it.
 
     Args:
@@ -95,7 +97,7 @@ def trajectory_student(teacher: Denoiser | None, net: nn.Module | None = None) -
         raise InputError("teacher", type(inner).__name__, mend)
     return Trajectory(
         _of_two_times(inner.net),
-        inner.schedule,
+        _with_signal(inner.schedule),
         kind=inner.kind,
         sigma_data=inner.sigma_data,
         time_input=inner.time_input,
@@ -120,6 +122,19 @@ def check_teacher(student: Trajectory, teacher: Denoiser) -> None:
 def _of_two_times(net: nn.Module) -> nn.Module:
     made = rebuilt(net, {} if getattr(net, "second_time", False) else {"second_time": True})[0]
     return made.requires_grad_(True)
+
+
+def _with_signal(schedule: Schedule) -> Schedule:
+    """The schedule up to sigma/alpha = 80 where its noisiest level keeps no signal: no path begins there."""
+    if schedule.alpha(schedule.t_max) > 0:
+        return schedule
+    if schedule.known is not None:
+        mend = "its noisiest level keeps no signal; give the student a network of its own, on EDM's levels"
+        raise InputError("teacher's schedule", type(schedule).__name__, mend)
+    description = describe(schedule)
+    description["args"] = {**description["args"], "t_max": float(schedule.time(-np.log(80.0)))}
+    made: Schedule = build(description)
+    return made
 
 
 def _known_range(schedule: Schedule) -> EDM:
