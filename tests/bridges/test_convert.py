@@ -287,20 +287,22 @@ def test_edm_networks(c, tmp_path, nvidia, monkeypatch):
             assert (model(x, sigma.double(), cond.replace(labels=labels.flip(0))).mean - got).abs().max() > 1e-3
 
 
-def test_vp_preconditioning_of_edm(tmp_path, nvidia):
-    """D = x - sigma F(x/sqrt(sigma^2 + 1), 999 t(sigma))."""
+@pytest.mark.parametrize("given", [{}, {"beta_min": 0.3, "beta_d": 11.0, "epsilon_t": 1e-3}])
+def test_vp_preconditioning_of_edm(tmp_path, nvidia, given):
+    """D = x - sigma F(x/sqrt(sigma^2 + 1), 999 t(sigma)), sigma^2 = exp(beta_d t^2/2 + beta_min t) - 1."""
     c, p = SONG | {"label_dim": 0, "augment_dim": 0}, Params()
     x, t = torch.randn(2, 2, 8, 8), torch.tensor([0.3, 0.8])
-    sigma = ((0.5 * 19.9 * t**2 + 0.1 * t).exp() - 1).sqrt()[:, None, None, None]
+    span, low = given.get("beta_d", 19.9), given.get("beta_min", 0.1)
+    sigma = ((0.5 * span * t**2 + low * t).exp() - 1).sqrt()[:, None, None, None]
     with torch.no_grad():
         want = x - sigma * edm_net(p, c, x / (sigma**2 + 1).sqrt(), 999 * t)
-    file = write_edm(tmp_path / "vp.pkl", p, c, wrapper="VPPrecond", marker=tmp_path / "ran")
+    file = write_edm(tmp_path / "vp.pkl", p, c, wrapper="VPPrecond", marker=tmp_path / "ran", **given)
     convert(file, tmp_path / "vp.safetensors", layout="edm")
     model = load(tmp_path / "vp.safetensors")
     with torch.no_grad():
         got = model(x / (sigma**2 + 1).sqrt(), t.double()).mean
     assert torch.allclose(got, want, atol=2e-4)
-    assert model.schedule.t_min == 1e-5
+    assert model.schedule.t_min == given.get("epsilon_t", 1e-5)
 
 
 @pytest.mark.parametrize("given", [{}, {"sigma_min": 0.05, "sigma_max": 50.0}])
@@ -355,6 +357,10 @@ def test_what_edm_files_may_lack(tmp_path, nvidia):
     c = SONG | {"label_dim": 0, "augment_dim": 0}
     edm_net(p, c, x, t)
     marker, out = tmp_path / "ran", tmp_path / "x.safetensors"
+
+    convert(write_edm(tmp_path / "x.pkl", p, c, marker=marker), out)
+    assert load(out).sigma_data == 0.5  # EDM's own where the file does not say
+    out.unlink()
 
     def refused(error: type[Exception], words: str, **changes: Any) -> None:
         file = write_edm(tmp_path / "x.pkl", changes.pop("p", p), c | changes.pop("c", {}), marker=marker, **changes)
