@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, Literal
 
 from scoreline.core.names import TABLE
@@ -9,7 +10,12 @@ from scoreline.core.names import TABLE
 TAKES_COMMAND = TAKES_QUIET = True
 EXAMPLE = "scoreline distill cd --teacher digits --out runs/cd"
 
-_METHODS = sorted(name for name, path in TABLE["method"].items() if path.startswith("scoreline.fewstep."))
+# Methods, and papers of several stages, whose presets stand under names of their own.
+_PRESETS = (Path(__file__).resolve().parent.parent / "presets").glob("*-digits.yaml")
+_METHODS = sorted(
+    {name for name, path in TABLE["method"].items() if path.startswith("scoreline.fewstep.")}
+    | {path.stem.removesuffix("-digits") for path in _PRESETS}
+)
 
 
 def run(

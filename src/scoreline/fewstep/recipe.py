@@ -6,7 +6,8 @@ data: {source: digits, split: train}           # or pairs: {from: teacher, count
 student: {init: teacher}                       # or {init: fresh, net: {kind: network, name: unet, args: {...}}}, or
                                                # {from: a-stage}, or a whole denoiser {kind:, name:, args:}
 method: ict                                    # a short name
-settings: {lr: 0.0001}                         # the method's arguments
+settings: {lr: 0.0001}                         # the method's arguments; networks among them as {kind:, name:, args:},
+                                               # {from: teacher} is a copy of the teacher's network
 steps: 3000
 batch_size: 128
 seed: 0
@@ -36,6 +37,7 @@ from scoreline.core.load import load
 from scoreline.core.method import Method
 from scoreline.core.names import TABLE, lookup
 from scoreline.core.noise import derive
+from scoreline.fewstep.teachers import copied, innermost
 from scoreline.train.recipe import apply_changes, call, check_images, check_keys, learning_rate, presets, recipe_file
 
 __all__ = ["Recipe", "Stage", "check_students", "few_step_methods", "make_method", "make_student", "read_recipe"]
@@ -145,10 +147,22 @@ def read_recipe(
             recipe.stages.append(Stage(str(stage), merged))
     if teacher is not None or isinstance(given.get(TEACHER), str):
         recipe.teacher = teacher or given[TEACHER]
+    if "data" in (changes or {}) and not any(stage.get("data") for stage in recipe.stages):
+        raise InputError("data", changes["data"], f"{stem} learns from pairs, not from images")  # type: ignore[index]
     for stage in recipe.stages:
         apply_changes(stage.given, {k: v for k, v in (changes or {}).items() if k != "data" or "data" in stage.given})
     _check(recipe, file)
+    if teacher is not None and not any(_uses_teacher(stage) for stage in recipe.stages):
+        mend = f"{stem} learns without one; leave it out, or use scoreline train {name if preset is None else stem}"
+        raise InputError("teacher", teacher, mend)
     return recipe
+
+
+def _uses_teacher(stage: Stage) -> bool:
+    given = stage.get("student") or {"init": TEACHER}
+    named = any((stage.get(key) or {}).get("from") == TEACHER for key in ("student", "pairs"))
+    takes = TEACHER in inspect.signature(lookup("method", stage["method"])).parameters
+    return takes or named or "init" in given
 
 
 def _check(recipe: Recipe, file: str) -> None:
@@ -201,7 +215,7 @@ def make_student(stage: Stage, teacher: Denoiser | None, made: Mapping[str, str]
         if "kind" in given:
             return build(given)
         if "from" in given:
-            found = load(made[given["from"]])
+            found: Denoiser = load(made[given["from"]])
             return found if isinstance(found, _wanted(cls)) else cls.student_of(found)
         return cls.student_of(teacher, build(given["net"])) if "net" in given else cls.student_of(teacher)
 
@@ -244,6 +258,26 @@ def check_students(student: Denoiser, teacher: Denoiser | None, data: Any) -> No
         raise InputError("data", tuple(data.shape), f"the student makes images of shape {tuple(student.shape)}")
 
 
+def _built(value: Any, teacher: Denoiser | None) -> Any:
+    """A setting with its descriptions built: {kind:, name:, args:}; {from: teacher} is a copy of the teacher's network,
+    {from: digits-net} a built-in model or a path."""
+    if isinstance(value, list):
+        return [_built(entry, teacher) for entry in value]
+    if not isinstance(value, Mapping):
+        return value
+    if value.keys() == {"from"}:
+        if value["from"] != TEACHER:
+            return load(value["from"], kind=None)
+        if teacher is None:
+            raise InputError("setting", dict(value), "needs a teacher: give --teacher MODEL")
+        network: Any = innermost(teacher).net
+        return copied(network).requires_grad_(True)
+    entries = {key: _built(entry, teacher) for key, entry in value.items()}
+    if entries.keys() == {"kind", "name", "args"} and entries["kind"] in TABLE:
+        return call(f"argument of {entries['name']}", lookup(entries["kind"], entries["name"]), entries["args"])
+    return entries
+
+
 def make_method(stage: Stage, student: nn.Module, teacher: Denoiser | None) -> Method:
     """The method of a stage.
 
@@ -253,9 +287,11 @@ def make_method(stage: Stage, student: nn.Module, teacher: Denoiser | None) -> M
     cls = lookup("method", stage["method"])
     parameters = inspect.signature(cls).parameters
     settings = dict(stage.get("settings") or {})
-    for key, value in settings.items():
-        if key == "lr" or key.endswith("_lr"):
-            settings[key] = learning_rate(value, int(stage["steps"]))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive(stage.seed, "settings") % 2**63)
+        for key, value in settings.items():
+            rated = key == "lr" or key.endswith("_lr")
+            settings[key] = learning_rate(value, int(stage["steps"])) if rated else _built(value, teacher)
     if TEACHER in parameters:
         if teacher is None and parameters[TEACHER].default is inspect.Parameter.empty:
             raise InputError("teacher", None, f"the method {stage['method']} needs one: give --teacher MODEL")
