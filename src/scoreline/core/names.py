@@ -102,6 +102,11 @@ TABLE: dict[str, dict[str, str]] = {
         "digits-net": "digits-net.safetensors",
         "digits-noisy-classifier": "digits-noisy-classifier.safetensors",
     },
+    "discriminator": {
+        "taps": "scoreline.nn.discriminator:TapDiscriminator",
+        "features": "scoreline.nn.discriminator:FeatureDiscriminator",
+        "pairs": "scoreline.nn.discriminator:PairDiscriminator",
+    },
     "latents": {
         "ode-latents": "scoreline.samplers.latents:Latents",
     },
