@@ -184,7 +184,7 @@ def _check(recipe: Recipe, file: str) -> None:
             if isinstance(given, dict) and "from" in given and given["from"] not in made:
                 if given["from"] == TEACHER:
                     raise InputError(where, None, "needs a teacher: give --teacher MODEL")
-                raise unknown_name(f"{key} of {where}, from", str(given["from"]), [*made, TEACHER])
+                raise unknown_name(f"{key} of {where}, from", str(given["from"]), {*made, TEACHER})
         student = stage.get("student") or {"init": TEACHER}
         shapes: list[set[str]] = [{"init"}, {"init", "net"}, {"from"}, {"kind", "name", "args"}]
         if set(student) not in shapes or student.get("init", "fresh") not in (TEACHER, "fresh"):
