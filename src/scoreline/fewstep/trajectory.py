@@ -73,8 +73,8 @@ def trajectory_student(teacher: Denoiser | None, net: nn.Module | None = None) -
     """A trajectory function: of a copy of the teacher's network with its weights, or of a network of one's own.
 
     A copy keeps kind and schedule of the teacher, so that its g(x, t, t) starts near the teacher's answer; the layers
-    of the second time are new. A schedule that ends in pure noise is taken up to sigma/alpha = 80. A network of one's own is of kind "edm" on EDM's schedule, 0.002 to 80 as far as the
-    teacher knows it.
+    of the second time are new. A schedule that ends in pure noise is taken up to sigma/alpha = 80. A network of one's
+    own is of kind "edm" on EDM's schedule, 0.002 to 80 as far as the teacher knows it.
 
     Args:
         teacher: any denoiser, or None with a network.
