@@ -4,21 +4,26 @@ Three models: the shipped `digits` (EDM) and `digits-eps` (a table of betas), an
 prediction is exact (VP). Every sampler runs on the same noise with each of the same four grids; the grid with the least
 median error is chosen on noise A and reported on noise B. The error of an image is its root mean square difference to
 the image that the ODE leads to from the same noise. Theirs are diffusers' schedulers on the same denoiser, their step
-arithmetic untouched, at the same levels (`scoreline.bridges.diffusers_samplers`). Settings that were searched for one
-model stand apart (--also) and do not count. Frechet distances with 95 % intervals stand beside the errors without an
-aim: at 8x8 they reward blur.
+arithmetic untouched, at the same levels (`scoreline.bridges.diffusers_samplers`). Frechet distances with 95 %
+intervals stand beside the errors without an aim: at 8x8 they reward blur.
 
-    python benchmarks/bench_solvers.py [--nfe 5,8,10,15,20] [--also SPEC,...] [--threads 2] [--quick] [--json FILE]
+What was searched for one model and budget stands apart and does not count: the plans of `scoreline search` in --plans,
+which saw neither noise and carry the commands that made them, and any other setting (--also).
+
+    python benchmarks/bench_solvers.py [--nfe 5,8,10,15,20] [--also SPEC,...] [--plans DIR] [--threads 2] [--quick]
+        [--json FILE]
 """
 
 from __future__ import annotations
 
 import inspect
+import json
 import os
 import tempfile
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -36,7 +41,7 @@ from scoreline.core.sampler import Sampler
 from scoreline.data import load_images
 from scoreline.diffusion.closed_form import Mixture
 from scoreline.diffusion.schedules import VP
-from scoreline.evaluate.compare import converged_sampler, rmse_per_image
+from scoreline.evaluate.compare import rmse_per_image
 from scoreline.evaluate.progress import progress
 from scoreline.evaluate.protocols import features_of, pick_encoder
 from scoreline.evaluate.specs import check_fit, labels_for, make_sampler
@@ -46,11 +51,15 @@ from scoreline.samplers.model_statistics import ModelStatistics
 
 AIM, AIMED = 0.7, (5, 10)
 SEED_A, SEED_B = 101, 202
+PLANS = Path(__file__).resolve().parent / "plans"
+# Steps of the exact ODE, within 3e-6 of 1000 steps. On a table of levels all are visited; 300 of them are 1e-3 off.
+FINE = 256
 # Settings of the listed samplers worth an arm of their own; every sampler takes part with its defaults as well.
 VARIANTS = (
     "deis:degree=2", "deis:family=rhoab", "deis:family=rhoab:degree=2", "deis:family=ipndm", "deis:family=log-rho",
     "deis:family=log-rho:degree=2", "deis:family=rhork",
-    "dpm-solver++3m:variant=released", "dpm-solver-v3:solver_order=3", "pndm:kind=s", "unipc:solver_order=3",
+    "dpm-solver++3m:variant=released", "dpm-solver-v3:solver_order=3", "dpm-solver-v3:solver_order=3:pseudo=true",
+    "dpm-solver-v3:corrector=false", "pndm:kind=s", "unipc:solver_order=3",
     "unipc:solver=bh1",
 )  # fmt: skip
 PEERS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -77,6 +86,7 @@ class Subject:
     grids: tuple[str, ...]
     features: Callable[[Tensor], Tensor]
     real: Moments
+    known: dict[tuple[int, int], Tensor] = field(default_factory=dict)
 
     def images(
         self, sampler: Sampler, seed: int, count: int, dtype: torch.dtype = torch.float32
@@ -85,6 +95,12 @@ class Subject:
         model = self.model.given(labels_for(range(count), self.model.num_classes))
         sample = sampler(model, Noise(seed).at(range(count), model.shape, dtype=dtype))
         return (sample.x.clamp(-1, 1) if len(model.shape) == 3 else sample.x), sample.nfe
+
+    def truth(self, seed: int, count: int) -> Tensor:
+        """The images that the ODE leads to, made once."""
+        if (seed, count) not in self.known:
+            self.known[seed, count] = self.images(exact(self.model), seed, count, torch.float64)[0]
+        return self.known[seed, count]
 
 
 def mixture(*, calibrated: bool = False) -> Subject:
@@ -141,6 +157,38 @@ def _ours(spec: str) -> Make:
     return lambda nfe, grid: make_sampler(joined.format(grid), nfe=nfe)
 
 
+def planned_arms(model: str, folder: Path) -> dict[str, Make]:
+    """The searched plans of a model, files MODEL-steps-NFE.json and MODEL-solver-NFE.json, each at its own budget."""
+    arms: dict[str, Make] = {}
+    for space, spec in (("steps", "planned:of={of}:plan="), ("solver", "usf:plan=")):
+        files = {int(file.stem.rpartition("-")[2]): file for file in sorted(folder.glob(f"{model}-{space}-*.json"))}
+        if not files:
+            continue
+        content = {nfe: json.loads(file.read_text(encoding="utf-8")) for nfe, file in files.items()}
+        of = {str(found.get("card", {}).get("sampler", "")) for found in content.values()}
+        if len(of) > 1:
+            raise InputError("plans", sorted(of), f"the plans {model}-{space} are of one sampler")
+        spec = spec.format(of=of.pop())
+
+        def make(nfe: int, grid: str, spec: str = spec, files: dict[int, Path] = files) -> Sampler:
+            if nfe not in files:
+                raise InputError("nfe", nfe, f"plans were searched for {', '.join(map(str, files))} evaluations")
+            return make_sampler(f"{spec}{files[nfe]}", nfe=nfe)
+
+        arms[spec.partition(":plan")[0]] = make
+    return arms
+
+
+def exact(model: Denoiser) -> Sampler:
+    """The sampler that stands for the ODE: steps fine enough, down to the cleanest level.
+
+    The grid "trailing" leaves out the cleanest levels of a table; with 192 steps it ends 0.003 beside the ODE.
+    """
+    known = model.schedule.known
+    grid, steps = ("logsnr", FINE) if known is None else ("time", len(known))
+    return make_sampler(f"dpm-solver++3m:grid={grid}", steps=steps)
+
+
 def diffusers_arms(quick: bool) -> dict[str, Make]:
     """diffusers' schedulers on our denoisers."""
     peer_module("diffusers")
@@ -159,19 +207,17 @@ def measure(
     budgets: Sequence[int],
     counts: tuple[int, int],
     step: Callable[..., Any],
+    grids: Sequence[str] | None = None,
 ) -> dict[str, dict[int, dict[str, Any]]]:
     """Errors and Frechet distances of every arm at every budget; what cannot run there is left out with the reason."""
-    truth = {
-        seed: subject.images(converged_sampler(subject.model), seed, count, torch.float64)[0]
-        for seed, count in zip((SEED_A, SEED_B), counts, strict=True)
-    }
+    truth = {seed: subject.truth(seed, count) for seed, count in zip((SEED_A, SEED_B), counts, strict=True)}
     found: dict[str, dict[int, dict[str, Any]]] = {}
     for name, make in arms.items():
         found[name] = {}
         for nfe in budgets:
             tried: dict[str, float] = {}
             reason = ""
-            for grid in subject.grids:
+            for grid in grids or subject.grids:
                 try:
                     check_fit(make(nfe, grid), subject.model)
                     images, _ = subject.images(make(nfe, grid), SEED_A, counts[0])
@@ -233,6 +279,7 @@ def main(
     made.add_argument("--nfe", default="5,8,10,15,20", help="budgets (default 5,8,10,15,20)")
     made.add_argument("--models", default="digits,digits-eps,mixture", help="default digits,digits-eps,mixture")
     made.add_argument("--also", default="", metavar="SPEC,...", help="searched or tuned samplers, shown apart")
+    made.add_argument("--plans", type=Path, default=PLANS, metavar="DIR", help="searched plans, shown apart")
     made.add_argument("--images", type=int, default=200, help="images of noise B; a fifth of them on noise A")
     chosen = options(made, argv)
     budgets = [5] if chosen.quick else [int(text) for text in chosen.nfe.split(",")]
@@ -242,7 +289,8 @@ def main(
     sides = {"ours": mine, "theirs": peers(chosen.quick)}
     sides["apart"] = {spec: _ours(spec) for spec in chosen.also.split(",") if spec}
     before, result = load(), {"budgets": budgets, "images": counts, "left_out": left, "models": {}}
-    total = sum(map(len, sides.values())) * len(budgets) * len(subjects)
+    plans = {name: planned_arms(name, chosen.plans) for name in subjects}
+    total = (sum(map(len, plans.values())) + sum(map(len, sides.values())) * len(subjects)) * len(budgets)
     # What is estimated for the mixture is nobody's to find later.
     kept = tempfile.TemporaryDirectory(prefix="scoreline-bench-")
     os.environ["SCORELINE_CACHE"] = kept.name
@@ -252,6 +300,8 @@ def main(
             if chosen.quick:
                 subject.grids = subject.grids[1:3]
             found = {side: measure(subject, arms, budgets, counts, step) for side, arms in sides.items()}
+            # A plan brings its own levels.
+            found["apart"] |= measure(subject, plans[name], budgets, counts, step, ("plan",))
             summary: dict[str, Any] = {"grids": subject.grids, **found, "ratios": {}}
             for nfe in budgets:
                 first, second = best(found["ours"], nfe), best(found["theirs"], nfe)

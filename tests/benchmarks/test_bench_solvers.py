@@ -7,7 +7,9 @@ import json
 import pytest
 import torch
 
+from scoreline.core.artefact import describe
 from scoreline.core.names import names
+from scoreline.guidance.planned import RunPlan, write_plan
 from scoreline.samplers.ddim import DDIM
 
 
@@ -63,7 +65,7 @@ def test_the_grid_is_chosen_on_the_other_noise(bench):
         def __call__(self, denoiser, noise, **more):
             sample = super().__call__(denoiser, noise, **more)
             if noise.seed == bench.SEED_A and self.grid == "time":
-                exact = bench.converged_sampler(denoiser)(denoiser, noise)
+                exact = bench.exact(denoiser)(denoiser, noise)
                 sample.x = exact.x.to(sample.x)
             return sample
 
@@ -88,3 +90,30 @@ def test_the_same_noise_for_everybody(bench):
     a, _ = subject.images(DDIM(steps=3), 1, 4)
     b, _ = subject.images(DDIM(steps=3), 1, 2)
     assert torch.allclose(a[:2], b, atol=1e-5)
+
+
+def test_searched_plans_stand_apart(bench, tmp_path):
+    subject = bench.mixture()
+    plan = RunPlan((0.9, 0.5, 0.2, 0.05), (), describe(subject.model.schedule))
+    write_plan(tmp_path / "mixture-steps-4.json", plan, card={"sampler": "ddim"})
+    arms = bench.planned_arms("mixture", tmp_path)
+    assert list(arms) == ["planned:of=ddim"]
+    assert not bench.planned_arms("digits", tmp_path)
+    found = bench.measure(subject, arms, [4, 5], (2, 12), lambda *a: None, ("plan",))["planned:of=ddim"]
+    assert found[4]["grid"] == "plan"
+    assert found[4]["nfe"] == 4
+    assert "searched for 4" in found[5]["reason"]
+
+
+def test_the_plans_of_the_repository_fit_their_models(bench):
+    for name in ("digits", "digits-eps"):
+        model, arms = bench.load_model(name), bench.planned_arms(name, bench.PLANS)
+        assert {key.partition(":")[0] for key in arms} == {"planned", "usf"}
+        for make in arms.values():
+            assert bench.check_fit(make(5, "plan"), model) == 5
+
+
+def test_the_exact_ode_goes_down_to_the_cleanest_level(bench):
+    schedule = bench.load_model("digits-eps").schedule
+    sampler = bench.exact(bench.load_model("digits-eps"))
+    assert sampler.times(schedule)[-2] == schedule.t_min
