@@ -241,7 +241,7 @@ def write_edm(path: Path, p: Params, c: dict, *, wrapper: str = "EDMPrecond", ma
 
 SONG = {
     "song": True, "img_resolution": 8, "in_channels": 2, "out_channels": 2, "label_dim": 3, "augment_dim": 4,
-    "model_channels": 16, "channel_mult": [1, 2], "num_blocks": 2, "attn_resolutions": [4], "dropout": 0.1,
+    "model_channels": 16, "channel_mult": [1, 2], "num_blocks": 2, "attn_resolutions": [4], "dropout": 0.13,
     "embedding_type": "positional", "channel_mult_noise": 1, "encoder_type": "standard", "decoder_type": "standard",
     "resample_filter": [1, 1],
 }  # fmt: skip
@@ -278,6 +278,9 @@ def test_edm_networks(c, tmp_path, nvidia, monkeypatch):
     assert model.header["card"]["converted_from"] == "net.pkl"
     assert len(model.header["card"]["sha256"]) == 64
     assert (model.schedule.t_min, model.schedule.t_max, model.sigma_data) == (0.002, 80.0, sd)
+    written = model.header["args"]["net"]["args"]
+    assert written["dropout"] == c["dropout"]  # for who trains it on
+    assert written["norm_eps"] == (1e-6 if c["song"] else 1e-5)  # too small a matter to show in the numbers
     cond = Cond(labels=labels, augment=augment)
     with torch.no_grad():
         got = model(x, sigma.double(), cond).mean
@@ -499,6 +502,7 @@ def test_guided_diffusion(tmp_path):
     assert torch.allclose(post.eps, raw[:, :2], atol=2e-5)
     assert torch.allclose(post.mix, raw[:, 2:], atol=2e-5)
     assert model.schedule.betas[-1] == 0.999
+    assert model.header["args"]["net"]["args"]["norm_eps"] == 1e-5  # too small a matter to show in the numbers
 
 
 def test_what_openai_files_do_not_tell(consistency, tmp_path):
