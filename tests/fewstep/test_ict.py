@@ -213,6 +213,8 @@ def test_pairs_are_drawn_as_often_as_they_weigh():
     drawn = torch.bincount(draw_pair(u, torch.from_numpy(p)), minlength=10) / 100_000
     assert drawn.tolist() == pytest.approx(p.tolist(), abs=2e-5)
     assert draw_pair(torch.tensor([1 - 1e-16], dtype=torch.float64), torch.from_numpy(p)).item() <= 9
+    edges = torch.tensor([0.0, 0.25, 0.75])
+    assert draw_pair(edges, torch.tensor([0.25, 0.5, 0.25])).tolist() == [0, 1, 2]  # a gap begins where the last ends
     inside = (math.erf((math.log(80) + 1.1) / 8**0.5) - math.erf((math.log(0.002) + 1.1) / 8**0.5)) / 2
     normal = [0.5 * (1 + math.erf((math.log(s) + 1.1) / 8**0.5)) for s in ascending_levels(11)]
     assert p.tolist() == pytest.approx(np.diff(normal) / inside, rel=1e-9)
@@ -233,6 +235,16 @@ def test_a_turn_shares_noise_and_neighbouring_levels():
     loss = method.loss(batch(), turn, 0)
     wanted = ict_loss(method.student, batch().image, turn.noise, turn.low, turn.high)
     assert loss.item() == pytest.approx(wanted.item(), rel=1e-6)
+
+
+def test_settings_of_levels_reach_the_table():
+    method = ICT(student(), steps=80, s0=4, s1=8, rho=3.0, p_mean=0.5, p_std=1.5)
+    levels, p = method.table(5, torch.device("cpu"))
+    grid = ascending_levels(5, rho=3.0)
+    assert levels.tolist() == grid.tolist()
+    assert p.tolist() == pair_probabilities(grid, mean=0.5, std=1.5).tolist()
+    assert p.tolist() != pair_probabilities(grid).tolist()
+    assert [method.points(k) for k in (0, 79)] == [5, 9]
 
 
 def test_a_student_with_classes_is_told_the_labels():
