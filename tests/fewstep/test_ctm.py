@@ -15,12 +15,14 @@ from torch import nn
 
 from scoreline.core.cond import Cond
 from scoreline.core.errors import InputError
+from scoreline.core.load import load
 from scoreline.core.noise import Noise
 from scoreline.data.images import Batch
 from scoreline.diffusion.closed_form import Gaussian
 from scoreline.diffusion.likelihood import log_likelihood
 from scoreline.diffusion.preconditioned import Preconditioned, edm_scalings, edm_weight
 from scoreline.diffusion.schedules import EDM
+from scoreline.fewstep import ctm
 from scoreline.fewstep.ctm import (
     CTM,
     ctm_loss,
@@ -30,11 +32,14 @@ from scoreline.fewstep.ctm import (
     dsm_loss,
     number_of_steps_weights,
 )
+from scoreline.fewstep.distances import squared
 from scoreline.fewstep.maps import OUTER, GaussianMap, Trajectory, outer_scalings, outer_shift
+from scoreline.fewstep.recipe import make_method, make_student, read_recipe
 from scoreline.fewstep.teachers import advance
 from scoreline.fewstep.trajectory import training_grid
 from scoreline.guidance.extrapolate import ClassifierFree
 from scoreline.nn.mlp import MLP
+from scoreline.nn.unet import UNet
 from scoreline.samplers.heun import Heun
 from scoreline.samplers.jumps import Jumps
 from scoreline.train import fit
@@ -428,3 +433,36 @@ def test_other_classes_than_the_teachers_are_refused():
     teacher = Preconditioned(MLP(in_shape=(3,), width=8, depth=1, num_classes=4), EDM())
     with pytest.raises(InputError, match="knows 4 classes"):
         method(student(num_classes=5), teacher)
+
+
+def test_the_cifar10_preset_is_built_and_takes_a_step(monkeypatch):
+    torch.manual_seed(0)
+    net = UNet(in_shape=(3, 32, 32), base_channels=16, channel_mult=(2, 2, 2), num_blocks=1, dropout=0.1)
+    taught = Preconditioned(net, EDM())
+    (stage,) = read_recipe("ctm", preset="cifar10", teacher="its file").stages
+    assert stage["settings"]["distance"] == "lpips-vgg"  # whose weights do not ship
+    monkeypatch.setattr(ctm, "distance", lambda name, size: squared)
+    made = make_method(stage, make_student(stage, taught, {}), taught)
+    assert (len(made.weights), made.points) == (17, 18)
+    before = [part.output.bias.clone() for part in (made.student.net, net)]
+    made.weights = number_of_steps_weights(1)
+    fit(made, torch.rand(2, 3, 32, 32), steps=1, batch_size=2)
+    assert not torch.equal(made.student.net.output.bias, before[0])
+    assert torch.equal(net.output.bias, before[1])
+
+
+def test_the_digits_preset_is_read():
+    recipe = read_recipe("ctm", preset="digits")
+    (stage,) = recipe.stages
+    taught = load(recipe.teacher)
+    made = make_method(stage, make_student(stage, taught, {}), taught)
+    assert (made.student.num_classes, made.student.sigma_data) == (10, 0.75)
+    assert made.teacher is taught
+
+
+def test_a_small_image_is_shown_to_lpips_at_224_pixels(monkeypatch):
+    asked = []
+    monkeypatch.setattr(ctm, "distance", lambda name, size: asked.append((name, size)))
+    for name, side in (("lpips-vgg", 32), ("lpips-vgg", 256), ("squared", 32)):
+        ctm._distance(name, side)
+    assert asked == [("lpips-vgg", 224), ("lpips-vgg", None), ("squared", None)]

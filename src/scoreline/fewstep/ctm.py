@@ -50,7 +50,6 @@ __all__ = ["BOOTSTRAPS", "CTM", "ctm_loss", "draw_indices", "draw_number_of_step
 __all__ += ["number_of_steps_weights"]
 
 BOOTSTRAPS = ("heun", "jump", "jumps")
-LPIPS_SIZE = 224
 # Where the draws of an image lie; 0 is its noise and 2 its label dropped, as in every method.
 INDEX_T, INDEX_S, SIGMA, NOISE, FAKE_T, FAKE_S = 3, 4, 5, 6, 7, 8
 
@@ -256,7 +255,7 @@ class CTM(Method):
             teacher.check(grid)
         self.student, self.teacher, self.target = student, teacher, copied(student)
         self.points, self.weights, self.bootstrap = points, number_of_steps_weights(teacher_steps), bootstrap
-        self.distance = _distance(distance)
+        self.distance = _distance(distance, student.shape[-1])
         self.target_rate, self.p_uncond = target_rate, p_uncond
         self.dsm_weight, self.dsm_start = dsm_weight, dsm_start
         self.gan_weight, self.gan_start, self.fake = gan_weight, gan_start, fake
@@ -385,5 +384,6 @@ def _carried(loss: Tensor, through: Tensor, *, again: bool = False) -> Tensor:
     return line + (loss - line).detach()
 
 
-def _distance(name: str) -> Distance:
-    return distance(name, size=LPIPS_SIZE if name.startswith("lpips") else None)
+def _distance(name: str, side: int) -> Distance:
+    """By name; LPIPS sees images below 256 pixels enlarged to 224."""
+    return distance(name, size=224 if name.startswith("lpips") and side < 256 else None)
