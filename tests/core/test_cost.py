@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from scoreline.core.cond import Cond
-from scoreline.core.cost import Counted, count_macs, machine, measured
+from scoreline.core.cost import Counted, count_macs, evaluations, machine, measured
 from scoreline.diffusion.closed_form import Gaussian, Mixture
 from scoreline.diffusion.schedules import EDM
 
@@ -70,3 +70,32 @@ def test_machine_says_what_a_timing_belongs_to() -> None:
     assert facts["torch"] == torch.__version__
     assert facts["cores"] >= 1
     assert facts["threads"] == torch.get_num_threads()
+
+
+def test_evaluations_counts_images_forward_and_back_once_for_the_outer_call() -> None:
+    class Outer(nn.Module):
+        def __init__(self, inner: nn.Module) -> None:
+            super().__init__()
+            self.inner = inner
+
+        def trace(self, x: torch.Tensor) -> tuple[torch.Tensor, dict]:
+            return self.inner(x), {}
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.trace(x)[0]
+
+    inner = nn.Linear(3, 3)
+    outer = Outer(inner)
+    with evaluations({"outer": outer, "inner": inner}, calls=True) as counted:
+        outer(torch.zeros(5, 3)).sum().backward()
+        with torch.no_grad():
+            outer.trace(torch.zeros(2, 3))
+        inner(torch.zeros(4, 3))  # a graph through which no gradient comes back
+    assert (counted.forward, counted.backward, counted.total) == (11, 5, 21)
+    told = [(call.name, call.method, len(call.args[0]), call.graph, call.back) for call in counted.calls]
+    assert told == [
+        ("outer", "forward", 5, True, True), ("outer", "trace", 2, False, False), ("inner", "forward", 4, True, False),
+    ]  # fmt: skip
+    outer(torch.zeros(7, 3))
+    assert counted.forward == 11
+    assert not {"forward", "trace"} & (set(vars(outer)) | set(vars(inner)))

@@ -19,7 +19,7 @@ from scoreline.core.cond import Cond
 from scoreline.core.denoiser import Denoiser, Posterior, View
 from scoreline.core.schedule import Time
 
-__all__ = ["Counted", "Cost", "Evaluations", "count_macs", "evaluations", "machine", "measured"]
+__all__ = ["Call", "Cost", "Counted", "Evaluations", "count_macs", "evaluations", "machine", "measured"]
 
 
 class Counted(View):
@@ -116,18 +116,40 @@ def count_macs(function: Callable[..., Any], *args: Any) -> int:
 
 
 @dataclass
+class Call:
+    """One call of a network, with what is needed to make it again.
+
+    Attributes:
+        name: of the network.
+        method: "forward" or "trace".
+        args, kwargs: as given.
+        graph: whether gradients were recorded.
+        weights: whether the network's own parameters took part in them.
+        back: whether gradients came back through it.
+    """
+
+    name: str
+    method: str
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    graph: bool
+    weights: bool
+    back: bool = False
+
+
+@dataclass
 class Evaluations:
     """Network evaluations of a training; see :func:`evaluations`.
 
     Attributes:
         forward: images that went through a network.
         backward: images for which gradients came back through one.
-        calls: (name of the network, images, whether gradients came back) of each call, in order.
+        calls: every call in order, where they were asked for.
     """
 
     forward: int = 0
     backward: int = 0
-    calls: list[list[Any]] = field(default_factory=list)
+    calls: list[Call] = field(default_factory=list)
 
     @property
     def total(self) -> int:
@@ -141,11 +163,11 @@ def evaluations(networks: Mapping[str, nn.Module], *, calls: bool = False) -> It
 
     Args:
         networks: by name; a call that one makes inside another counts once, for the outer one.
-        calls: keep a list of them all.
+        calls: keep them all, with their arguments.
     """
     counted, depth = Evaluations(), 0
 
-    def wrapped(name: str, original: Callable[..., Any]) -> Callable[..., Any]:
+    def wrapped(name: str, method: str, original: Callable[..., Any]) -> Callable[..., Any]:
         def call(x: Tensor, *args: Any, **kwargs: Any) -> Any:
             nonlocal depth
             depth += 1
@@ -154,9 +176,11 @@ def evaluations(networks: Mapping[str, nn.Module], *, calls: bool = False) -> It
             finally:
                 depth -= 1
             if depth == 0:
-                size, entry = len(x), [name, len(x), False]
+                size, entry = len(x), None
                 counted.forward += size
                 if calls:
+                    weights = any(p.requires_grad for p in networks[name].parameters())
+                    entry = Call(name, method, (x, *args), kwargs, torch.is_grad_enabled(), weights)
                     counted.calls.append(entry)
                 raw = out[0] if isinstance(out, (tuple, list)) else out
                 if isinstance(raw, Tensor) and raw.requires_grad:
@@ -165,16 +189,17 @@ def evaluations(networks: Mapping[str, nn.Module], *, calls: bool = False) -> It
 
         return call
 
-    def returned(size: int, entry: list[Any]) -> None:
+    def returned(size: int, entry: Call | None) -> None:
         counted.backward += size
-        entry[2] = True
+        if entry is not None:
+            entry.back = True
 
     changed: list[tuple[nn.Module, str]] = []
     try:
         for name, net in networks.items():
             for method in ("forward", "trace"):
                 if hasattr(net, method) and method not in net.__dict__:
-                    net.__dict__[method] = wrapped(name, getattr(net, method))
+                    net.__dict__[method] = wrapped(name, method, getattr(net, method))
                     changed.append((net, method))
         yield counted
     finally:
