@@ -8,7 +8,7 @@ from scoreline.core.errors import InputError
 from scoreline.diffusion.preconditioned import Preconditioned
 from scoreline.diffusion.schedules import EDM
 from scoreline.nn.digits_net import DigitsNet
-from scoreline.nn.discriminator import FeatureDiscriminator, PairDiscriminator, TapDiscriminator, encoder_of, head_for
+from scoreline.nn.discriminator import FeatureDiscriminator, PairDiscriminator, TapDiscriminator, head_for
 from scoreline.nn.dit import DiT
 from scoreline.nn.mlp import MLP
 from scoreline.nn.unet import UNet
@@ -33,8 +33,10 @@ def test_a_tapped_network_judges_and_gradients_reach_the_image_but_not_the_netwo
     out = critic(x, torch.full((3,), 0.5), Cond(labels=torch.tensor([1, 2, 10])))
     assert out.shape == (3, logits)
     out.sum().backward()
-    assert x.grad is not None and all(p.grad is None for p in net.parameters())
-    assert all(p.grad is not None for p in critic.heads.parameters()) and not net.training
+    assert x.grad is not None
+    assert all(p.grad is None for p in net.parameters())
+    assert all(p.grad is not None for p in critic.heads.parameters())
+    assert not net.training
     trained = TapDiscriminator(small(name), head="pool", trained="all")
     trained(x, 0.5).sum().backward()
     assert any(p.grad is not None for p in trained.trunk.parameters())
@@ -60,7 +62,8 @@ def test_feature_networks_judge_outside_their_range_and_by_modules():
     assert out.shape == (2, 64 + 16 + 1)
     out.sum().backward()
     assert (x.grad[x.detach() > 1] != 0).any()
-    assert all(p.grad is None for p in encoder.parameters()) and not encoder.training
+    assert all(p.grad is None for p in encoder.parameters())
+    assert not encoder.training
     with pytest.raises(InputError, match="conv22"):
         FeatureDiscriminator(encoder, ("conv22",))
 
@@ -69,11 +72,13 @@ def test_feature_networks_judge_outside_their_range_and_by_modules():
 def test_pairs_are_judged_in_order(name: str):
     torch.manual_seed(1)
     net = small(name)
-    critic = PairDiscriminator(encoder_of(net)).eval()
+    critic = PairDiscriminator(net).eval()
     x, y = torch.randn(2, 2, *SHAPE)
     out = critic(x, 19.0, y, 0.0)
-    assert out.shape == (2, 1) and not torch.allclose(out, critic(y, 0.0, x, 19.0))
-    assert critic.trunk.model is not net and all(p.requires_grad for p in critic.parameters())
+    assert out.shape == (2, 1)
+    assert not torch.allclose(out, critic(y, 0.0, x, 19.0))
+    assert critic.trunk.model is not net
+    assert all(p.requires_grad for p in critic.parameters())
 
 
 @pytest.mark.check(system=11, number=9)
@@ -81,7 +86,7 @@ def test_parameters_of_the_published_networks():
     settings = {"base_channels": 128, "channel_mult": (1, 1, 2, 2, 4, 4), "num_blocks": 2, "attention": (16,)}
     with torch.device("meta"):
         net = UNet(in_shape=(3, 256, 256), image_channels=1, resampling="conv", init="default", **settings)
-        critic = PairDiscriminator(encoder_of(net))
+        critic = PairDiscriminator(net)
     assert critic.trunk.shapes == [(512, 8, 8)]
     counts = [sum(p.numel() for p in module.parameters()) for module in (net, critic, critic.head)]
     assert counts == [113_674_371, 68_835_713, 26_221_569]

@@ -85,12 +85,15 @@ TABLE: dict[str, dict[str, str]] = {
         "ct": "scoreline.fewstep.consistency_models:CT",
         "cd": "scoreline.fewstep.consistency_models:CD",
         "ctm": "scoreline.fewstep.ctm:CTM",
+        "adversarial-consistency": "scoreline.fewstep.sar_to_optical:AdversarialConsistency",
         "rectified-flow": "scoreline.fewstep.instaflow:RectifiedFlow",
         "flow-distillation": "scoreline.fewstep.instaflow:FlowDistillation",
     },
     "bridge": {
-        # Readers of the formats of others: functions from a path to a model.
+        # Readers of the formats of others: functions from a path to a model; and their networks.
         "diffusers-pipeline": "scoreline.bridges.diffusers_models:load_pipeline",
+        "diffusers-unet": "scoreline.bridges.diffusers_networks:DiffusersUNet",
+        "diffusers-dit": "scoreline.bridges.diffusers_networks:DiffusersDiT",
     },
     "classifier": {
         "noisy-classifier": "scoreline.guidance.classifier:NoisyClassifier",

@@ -23,7 +23,7 @@ from scoreline.diffusion.preconditioned import Preconditioned
 from scoreline.diffusion.schedules import Discrete
 from scoreline.diffusion.variational import vlb_term
 
-__all__ = ["WEIGHTS", "Denoising", "min_snr_weight"]
+__all__ = ["WEIGHTS", "Denoising", "min_snr_weight", "source_of"]
 
 WEIGHTS = ("one", "min-snr")
 
@@ -70,6 +70,8 @@ class Denoising(Method):
         p_uncond: share of images whose label is replaced by null, for classifier-free guidance.
         lr: learning rate, or a function of the step.
         optimizer, settings, clip: see :class:`scoreline.core.method.Update`.
+        perturbation: gamma of input perturbation: x_t is built with eps + gamma eps', and the target stays that of eps
+            (Ning et al. 2023).
         pair_levels: draw antithetic pairs of levels within a batch (tables only).
         transform: applied to clean images (augmentation, or encoding as latents), `transform(image, draws)`.
 
@@ -88,6 +90,7 @@ class Denoising(Method):
         optimizer: type[torch.optim.Optimizer] = torch.optim.Adam,
         settings: dict[str, Any] | None = None,
         clip: float | None = 1.0,
+        perturbation: float = 0.0,
         pair_levels: bool = False,
         transform: Callable[[Tensor, Any], Tensor] | None = None,
     ) -> None:
@@ -96,6 +99,8 @@ class Denoising(Method):
             raise unknown_name("weight", weight, WEIGHTS)
         if not 0 <= p_uncond < 1:
             raise InputError("p_uncond", p_uncond, "must lie in [0, 1)")
+        if perturbation < 0:
+            raise InputError("perturbation", perturbation, "must not be negative")
         schedule: Schedule = denoiser.schedule
         if weight == "min-snr":
             min_snr_weight(1.0, denoiser.kind)
@@ -108,6 +113,7 @@ class Denoising(Method):
         self.levels = levels or _usual_levels(denoiser)
         draw_levels(self.levels, torch.zeros(1, dtype=torch.float64), schedule)
         self.denoiser, self.weight, self.p_uncond = denoiser, weight, p_uncond
+        self.perturbation = perturbation
         self.pair_levels, self.transform = pair_levels, transform
         self.updates = [Update(denoiser.net, self.loss, optimizer=optimizer, lr=lr, settings=settings or {}, clip=clip)]
 
@@ -130,7 +136,12 @@ class Denoising(Method):
             drop = draws.uniform(step=0, part=2) < self.p_uncond
             labels = torch.where(drop | (batch.label < 0), self.denoiser.num_classes, batch.label)
             cond = Cond(labels=labels)
-        return Noised(x0, schedule.marginal(x0, t, noise), t, noise, cond)
+        if "image" in getattr(self.denoiser.net, "accepts", ()):
+            cond = (cond or Cond()).replace(image=source_of(batch))
+        shown = noise
+        if self.perturbation:
+            shown = noise + self.perturbation * draws.reshaped(x0.shape[1:]).normal(step=0, part=3)
+        return Noised(x0, schedule.marginal(x0, t, shown), t, noise, cond)
 
     def loss(self, batch: Any, shared: Noised, step: int) -> dict[str, Tensor]:
         model, s = self.denoiser, shared
@@ -149,6 +160,18 @@ class Denoising(Method):
 
     def result(self) -> Preconditioned:
         return self.denoiser.eval()
+
+
+def source_of(batch: Any) -> Tensor:
+    """The image that a batch's images are made from, (B, C', H, W); it is never noised.
+
+    Raises:
+        InputError: the batch has none.
+    """
+    source = batch.extras.get("source")
+    if source is None:
+        raise InputError("source", None, "the model is told an image; give paired images (data: {paired: ...})")
+    return source
 
 
 def _usual_levels(denoiser: Preconditioned) -> str:

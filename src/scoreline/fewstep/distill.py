@@ -29,7 +29,6 @@ from scoreline.core.generator import ImageGenerator
 from scoreline.core.load import load
 from scoreline.core.method import Method
 from scoreline.core.noise import Noise
-from scoreline.data import load_images
 from scoreline.data.grid import picture_grid, write_png
 from scoreline.data.pair_store import PairStore
 from scoreline.evaluate.compare import converged
@@ -38,7 +37,7 @@ from scoreline.evaluate.specs import check_fit, labels_for, make_sampler
 from scoreline.fewstep.recipe import TEACHER, Recipe, Stage, check_students, make_method, make_student
 from scoreline.samplers.generator import Sampled
 from scoreline.train.checkpoint import newest
-from scoreline.train.recipe import call
+from scoreline.train.recipe import call, opened
 from scoreline.train.resolve import resolve
 from scoreline.train.run import run
 
@@ -209,7 +208,7 @@ def _teacher(stage: Stage, made: Mapping[str, str]) -> Denoiser | None:
 
 
 def _images(stage: Stage) -> Any:
-    return call("setting of data", load_images, stage["data"]) if stage.get("data") else None
+    return opened(stage["data"]) if stage.get("data") else None
 
 
 def _own_pairs(recipe: Recipe, folder: str | None, count: int | None) -> None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import torch
 import torch.nn.functional as F
@@ -58,12 +58,12 @@ class _Pooled(nn.Module):
         self.maps = len(shape) == 3
         channels = shape[0] if self.maps else shape[-1]
         # A map of one pixel has nothing to halve; the kernel then is its middle.
-        stride = {"kernel_size": 4, "stride": 2, "padding": 1} if min(shape[1:], default=1) > 1 else {"kernel_size": 1}
+        kernel, stride, padding = (4, 2, 1) if min(shape[1:], default=1) > 1 else (1, 1, 0)
         self.layers = nn.Sequential(
             nn.Conv2d(channels, channels, 3, padding=1) if self.maps else nn.Linear(channels, channels),
             group_norm(channels, 1e-5) if self.maps else nn.LayerNorm(channels),
             nn.SiLU(),
-            nn.Conv2d(channels, channels, **stride) if self.maps else nn.Linear(channels, channels),
+            nn.Conv2d(channels, channels, kernel, stride, padding) if self.maps else nn.Linear(channels, channels),
             group_norm(channels, 1e-5) if self.maps else nn.LayerNorm(channels),
             nn.SiLU(),
         )
@@ -99,6 +99,7 @@ def encoder_of(model: Network | Denoiser) -> Any:
     model = copy.deepcopy(model).requires_grad_(True)
     net: Any = getattr(model, "net", model)
     if isinstance(net, UNet):
+        net = cast(Any, net)
         net.decoder, net.heads = nn.ModuleList(), nn.ModuleDict()
         net.output_norm = net.output = net.widen = None
     return model
@@ -276,8 +277,7 @@ class PairDiscriminator(nn.Module):
     """One logit for two states of a path: head(concat(F(x, t), F(y, s))), F a feature of a network that is trained.
 
     Args:
-        net: a network or denoiser, see :class:`TapDiscriminator`; it is trained. :func:`encoder_of` gives one without
-            its decoder.
+        net: a network or denoiser, see :class:`TapDiscriminator`; a copy is trained, without what comes after the tap.
         tap: the feature; None takes the U-Net's "middle", the last layer elsewhere.
         head: see :func:`head_for`.
 
@@ -286,7 +286,8 @@ class PairDiscriminator(nn.Module):
 
     def __init__(self, net: Network | Denoiser, tap: str | None = None, *, head: str = "pool") -> None:
         super().__init__()
-        self.trunk = _Tapped(net, None if tap is None else (tap,))
+        own = encoder_of(net) if tap in (None, "middle", "bottleneck") else copy.deepcopy(net)
+        self.trunk = _Tapped(own, None if tap is None else (tap,))
         self.trunk.requires_grad_(True)
         shape = self.trunk.shapes[0]
         both = (2 * shape[0], *shape[1:]) if len(shape) != 2 else (shape[0], 2 * shape[1])

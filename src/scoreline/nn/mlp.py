@@ -52,6 +52,7 @@ class MLP(Network):
         fourier_scale: standard deviation of the "fourier" frequencies.
         second_time: take two times, t of shape (B, 2).
         vector_dim: size of a global vector, 0 for none.
+        image_channels: channels of an image that is concatenated to the input (images only), 0 for none.
         weight_input: take a guidance strength as an input.
 
     Raises:
@@ -72,6 +73,7 @@ class MLP(Network):
         fourier_scale: float = 1.0,
         second_time: bool = False,
         vector_dim: int = 0,
+        image_channels: int = 0,
         weight_input: bool = False,
     ) -> None:
         super().__init__()
@@ -80,11 +82,14 @@ class MLP(Network):
         for name, value in (("width", width), ("depth", depth)):
             if value < 1:
                 raise InputError(name, value, "must be at least 1")
+        if image_channels and len(in_shape) != 3:
+            raise InputError("image_channels", image_channels, "an image is concatenated to images, not to points")
         self.in_shape = tuple(int(side) for side in in_shape)
         self.out_channels = self.in_shape[0] if out_channels is None else out_channels
         self.out_shape = (self.out_channels, *self.in_shape[1:])
         self.num_classes, self.second_time = num_classes, second_time
         given = {"labels": num_classes is not None, "vector": vector_dim, "weight": weight_input}
+        given["image"] = image_channels
         self.accepts = frozenset(name for name, there in given.items() if there)
         make = partial(linear_layer, init="xavier")
         self.embedding = Conditioning(
@@ -98,7 +103,7 @@ class MLP(Network):
             vector_dim=vector_dim,
             weight_input=weight_input,
         )
-        self.input = make(math.prod(self.in_shape), width)
+        self.input = make(math.prod(self.in_shape) + image_channels * math.prod(self.in_shape[1:]), width)
         self.layers = nn.ModuleList(_Layer(width, width * (2 if second_time else 1)) for _ in range(depth))
         self.output = make(width, math.prod(self.out_shape))
         self.num_layers, self.num_attention_maps = depth, 0
@@ -108,7 +113,10 @@ class MLP(Network):
         emb, second = self.embedding(t, cond, x.dtype)
         if second is not None:
             emb = torch.cat([emb, second.expand(emb.shape[0], -1)], 1)
-        h = self.input(x.flatten(1))
+        flat = x.flatten(1)
+        if cond.image is not None:
+            flat = torch.cat([flat, cond.image.to(flat).flatten(1).expand(len(flat), -1)], 1)
+        h = self.input(flat)
         if tracer is not None and (tracer.keep("embedding", emb) or tracer.keep("input", h)):
             return None
         for i, layer in enumerate(self.layers):

@@ -33,12 +33,13 @@ from scoreline.core.names import lookup
 from scoreline.core.noise import Noise, derive
 from scoreline.data import load_images
 from scoreline.data.grid import picture_grid, write_png
+from scoreline.data.paired import load_paired
 from scoreline.train import lr as schedules
 from scoreline.train.resolve import resolve
 from scoreline.train.run import run
 
 __all__ = ["apply_changes", "call", "check_images", "check_keys", "is_student_recipe", "learning_rate", "make_method"]
-__all__ += ["presets", "read_recipe", "recipe_file", "train"]
+__all__ += ["opened", "presets", "read_recipe", "recipe_file", "train"]
 
 _PRESETS = Path(__file__).resolve().parent.parent / "presets"
 _LR = {
@@ -227,7 +228,7 @@ def train(
     apply_changes(recipe, changes)
     if recipe.get("requires") == "cuda" and pick_device(device).type != "cuda" and not dry_run and recipe["steps"] > 10:
         raise InputError("preset", name, "is sized for a CUDA device; try digits, or set --steps 10 to see it run")
-    data = call("setting of data", load_images, recipe["data"])
+    data = opened(recipe["data"])
     method = make_method(recipe)
     check_images(method, data)
     config = {"recipe": {k: v for k, v in recipe.items() if k not in ("steps", "sample_every", "requires")}}
@@ -256,12 +257,27 @@ def train(
     return {"model": str(target), "folder": str(folder), "steps": trained.step, "losses": trained.losses}
 
 
+def opened(data: Mapping[str, Any]) -> Any:
+    """The data set of a recipe: images, or pairs of them where it names `paired`.
+
+    Raises:
+        InputError: a setting is unknown or does not fit.
+    """
+    return call("setting of data", load_paired if "paired" in data else load_images, data)
+
+
 def check_images(method: nn.Module, data: Any) -> None:
     """Refuse images and classes that the networks cannot take, before any work."""
     for module in method.modules():
         shape, classes = getattr(module, "in_shape", None), getattr(module, "num_classes", None)
         if shape is not None and tuple(shape) != tuple(data.shape):
             raise InputError("data", tuple(data.shape), f"the model takes images of shape {tuple(shape)}")
+        told, given = getattr(data, "source_shape", None), getattr(module, "_arguments", {})
+        if "image" in getattr(module, "accepts", ()) and (
+            told is None or told[0] != given.get("image_channels", told[0])
+        ):
+            mend = f"the model is told an image of {given.get('image_channels')} channels; give paired images of those"
+            raise InputError("data", data.name if told is None else tuple(told), mend)
         if classes is not None and (data.num_classes is None or data.num_classes > classes):
             found = "has no labels" if data.num_classes is None else f"has {data.num_classes} classes"
             raise InputError("data", data.name, f"{found}, and the model is one of {classes} classes")
