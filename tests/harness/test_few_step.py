@@ -28,7 +28,7 @@ from scoreline.train import fit
 from scoreline.train.recipe import is_student_recipe, presets, recipe_file
 
 PRESETS = [name for name in presets() if is_student_recipe(recipe_file(name))]
-DIGITS = [name for name in PRESETS if name.endswith("-digits")]
+DIGITS = [name for name in PRESETS if "-digits" in name]
 STEPS, BATCH = 4, 4
 
 

@@ -8,7 +8,8 @@ decoder; layers in forward order, residual and attention parts apart, as in our 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import json
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from scoreline.core.cond import Cond
-from scoreline.core.errors import InputError
+from scoreline.core.errors import InputError, unknown_name
 from scoreline.nn.network import Network
 from scoreline.nn.plan import Tracer
 from scoreline.nn.unet import Joint
@@ -50,6 +51,25 @@ def _replaced(forwards: list[tuple[nn.Module, Forward]]) -> Iterator[None]:
 def _keep(tracer: Tracer, name: str, value: Tensor) -> None:
     if tracer.keep(name, value) or tracer.done:
         raise _Done
+
+
+def _module(given: nn.Module | Mapping[str, Any], known: tuple[str, ...]) -> nn.Module:
+    """A network of diffusers, or the one that a config describes, freshly initialised."""
+    if isinstance(given, nn.Module):
+        return given
+    from scoreline.bridges.diffusers_models import diffusers_library
+
+    name = str(given.get("_class_name"))
+    if name not in known:
+        raise unknown_name("class of diffusers", name, known)
+    return getattr(diffusers_library(), name).from_config(dict(given)).eval()
+
+
+def _config(module: Any) -> dict[str, Any]:
+    """The config of a network, as plain values from which it is built again."""
+    said = json.loads(module.to_json_string())
+    kept = {key: value for key, value in said.items() if not key.startswith("_")}
+    return {"_class_name": type(module).__name__, **kept}
 
 
 class _Foreign(Network):
@@ -105,7 +125,7 @@ class DiffusersUNet(_Foreign):
     attention part is the identity. Attention maps cannot be tapped.
 
     Args:
-        module: the network.
+        module: the network, or its config, as an artefact holds it.
         in_shape: (C, H, W); None takes `sample_size` of its config.
         null_row: the last row of its class table means "no class".
 
@@ -113,7 +133,14 @@ class DiffusersUNet(_Foreign):
         InputError: an input that has no place in our conditions, or no image size.
     """
 
-    def __init__(self, module: nn.Module, in_shape: tuple[int, ...] | None = None, *, null_row: bool = False) -> None:
+    def __init__(
+        self,
+        module: nn.Module | Mapping[str, Any],
+        in_shape: tuple[int, ...] | None = None,
+        *,
+        null_row: bool = False,
+    ) -> None:
+        module = _module(module, ("UNet2DModel", "UNet2DConditionModel"))
         config: Any = module.config
         size = config.sample_size
         if in_shape is None:
@@ -126,6 +153,8 @@ class DiffusersUNet(_Foreign):
         if getattr(config, "addition_embed_type", None) is not None:
             raise InputError("addition_embed_type", config.addition_embed_type, "models with more inputs are not read")
         super().__init__(module, tuple(in_shape), None if rows is None else rows - null_row, null_row)
+        # What a student that starts as a copy is saved with.
+        self._arguments = {"module": _config(module), "in_shape": list(in_shape), "null_row": null_row}
         self.out_channels = config.out_channels
         self.tokens = type(module).__name__ == "UNet2DConditionModel"
         wanted = {"labels": rows is not None, "tokens": self.tokens, "mask": self.tokens}
@@ -246,13 +275,15 @@ class DiffusersDiT(_Foreign):
     Taps: "input" (tokens with positions), "layer.i" and "decoder" (tokens before the head). There are no skip joints.
 
     Args:
-        module: the network.
+        module: the network, or its config, as an artefact holds it.
     """
 
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(self, module: nn.Module | Mapping[str, Any]) -> None:
+        module = _module(module, ("DiTTransformer2DModel",))
         config: Any = module.config
         size = config.sample_size
         super().__init__(module, (config.in_channels, size, size), config.num_embeds_ada_norm, True)
+        self._arguments = {"module": _config(module)}
         self.out_channels = config.in_channels if config.out_channels is None else config.out_channels
         self.accepts = frozenset({"labels"})
         self._blocks = list(module.transformer_blocks)  # type: ignore[arg-type]

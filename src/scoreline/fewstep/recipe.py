@@ -48,6 +48,7 @@ _STAGE |= {"sample_every"}
 _NEEDED = {"method", "steps", "batch_size"}
 _MAPPINGS = ("data", "pairs", "student", "settings")
 TEACHER = "teacher"
+DENOISING = "denoising"  # an early stage may train the teacher of a later one
 
 
 @dataclass
@@ -170,8 +171,9 @@ def _check(recipe: Recipe, file: str) -> None:
     made = [TEACHER] if recipe.teacher is not None else []
     for stage in recipe.stages:
         where = f"stage {stage.name} of {file}"
-        if stage["method"] not in few_step_methods():
-            raise unknown_name(f"method of {where}", str(stage["method"]), few_step_methods())
+        known = [*few_step_methods(), *([DENOISING] if len(recipe.stages) > 1 else [])]
+        if stage["method"] not in known:
+            raise unknown_name(f"method of {where}", str(stage["method"]), known)
         cls = lookup("method", stage["method"])
         known = [key for key in inspect.signature(cls).parameters if key not in ("student", TEACHER, "steps")]
         for key in stage.get("settings") or {}:
@@ -242,8 +244,8 @@ def check_students(student: Denoiser, teacher: Denoiser | None, data: Any) -> No
         if tuple(teacher.shape) != tuple(student.shape):
             mend = f"the student makes images of shape {tuple(student.shape)}; take a network of the teacher's shape"
             raise InputError("teacher", tuple(teacher.shape), mend)
-        if teacher.num_classes != student.num_classes:
-            mend = f"is its number of classes, the teacher's is {teacher.num_classes}; give both the same"
+        if student.num_classes not in (None, teacher.num_classes):
+            mend = f"is its number of classes, the teacher's is {teacher.num_classes}; give both the same, or it none"
             raise InputError("student", student.num_classes, mend)
     try:
         describe(student)
