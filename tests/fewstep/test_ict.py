@@ -305,9 +305,10 @@ def test_the_cifar10_preset_is_built_and_takes_a_step():
     assert not torch.equal(method.student.net.output.bias, before)
 
 
-def test_the_digits_preset_is_read():
-    (stage,) = read_recipe("ict", preset="digits").stages
+@pytest.mark.parametrize("preset, points", [("digits", 161), ("digits-long", 321)])
+def test_the_digits_presets_are_read(preset, points):
+    (stage,) = read_recipe("ict", preset=preset).stages
     method = make_method(stage, make_student(stage, None, {}), None)
-    assert method.student.levels(2).tolist() == [80.0, 0.821]
-    assert method.points(stage["steps"] - 1) == 161
+    assert method.student.levels(2).tolist() == [80.0, 0.3]
+    assert method.points(stage["steps"] - 1) == points
     assert method.student.num_classes == 10
