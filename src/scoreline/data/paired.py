@@ -1,11 +1,11 @@
 """Images with the images they are made from: pairs of one place by two sensors, or a synthetic stand-in for them.
 
 Folders hold one picture a pair under the same name on both sides. Two layouts are read:
-    two folders      FOLDER/s1/x.png and FOLDER/s2/x.png (any two names), with the same paths below them
-    SEN1-2           FOLDER/ROIs1158_spring/s1_12/ROIs1158_spring_s1_12_p30.png beside s2_12/ROIs1158_spring_s2_12_p30.png
+    two folders   FOLDER/s1/x.png and FOLDER/s2/x.png (any two names), with the same paths below them
+    SEN1-2        FOLDER/ROIs1158_spring/s1_12/ROIs1158_spring_s1_12_p30.png, with s2 twice in the partner's path
 
-The sensor `sar-like` is a stand-in made from real images, and no radar: s = log-compressed (g * speckle), g the gradient
-magnitude of the grey image in [0, 1], speckle ~ Gamma(L, 1/L) of L = 4 looks,
+The sensor `sar-like` is a stand-in made from real images, and no radar: s = log-compressed (g * speckle), g the
+gradient magnitude of the grey image in [0, 1], speckle ~ Gamma(L, 1/L) of L = 4 looks,
     s = 2 min(1, ln(1 + 10 g speckle)/ln(1 + 10)) - 1
 fixed for each image by its number, as one exposure would be.
 

@@ -2,7 +2,8 @@
 
 Indices are those of an ascending grid: i = 0 ... N-2 is the pair (levels[i], levels[i+1]), and i names its gap.
 
-Reference: Song et al. 2023 (Consistency Models), section 5; Song & Dhariwal 2024 (iCT), sections 3.4 and 3.5.
+Reference: Song et al. 2023 (Consistency Models), section 5; Song & Dhariwal 2024 (iCT), sections 3.4 and 3.5; Luo et
+al. 2023 (Latent Consistency Models), for the levels of a solver.
 """
 
 from __future__ import annotations
@@ -13,8 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scoreline.core.errors import InputError
+from scoreline.core.names import lookup
+from scoreline.core.schedule import Schedule
 
-__all__ = ["ascending_levels", "doubling_points", "growing_points", "lognormal_pairs", "target_rate"]
+__all__ = ["ascending_levels", "doubling_points", "growing_points", "lognormal_pairs", "skipping_levels"]
+__all__ += ["solver_levels", "target_rate"]
 
 
 def ascending_levels(
@@ -91,3 +95,46 @@ def lognormal_pairs(levels: NDArray[np.float64], *, mean: float = -1.1, std: flo
     erf, erfc = np.vectorize(math.erf), np.vectorize(math.erfc)
     # Far up both are near 1 and their difference is all rounding; the complements are not.
     return np.where(low > 0, erfc(low) - erfc(high), erf(high) - erf(low))
+
+
+def solver_levels(schedule: Schedule, points: int) -> np.ndarray:
+    """The levels from which the teacher's solver steps in latent consistency distillation, (points,), ascending.
+
+    On a table of T: T/points (j + 1) - 1; elsewhere the schedule's own grid without its cleanest level.
+
+    Args:
+        schedule: of teacher and student.
+        points: how many; 50 in the paper.
+
+    Raises:
+        InputError: fewer than one, or more than the table has.
+
+    >>> from scoreline.diffusion.schedules import Discrete
+    >>> solver_levels(Discrete(), 50)[[0, 1, -1]].tolist()
+    [19.0, 39.0, 999.0]
+    """
+    if points < 1 or (schedule.known is not None and points > len(schedule.known)):
+        most = "" if schedule.known is None else f" to {len(schedule.known)}"
+        raise InputError("points", points, f"a solver steps from 1{most} levels")
+    if schedule.known is not None:
+        return np.asarray(lookup("grid", "trailing")(schedule, points))[::-1].copy()
+    return np.asarray(lookup("grid", schedule.grid)(schedule, points + 1))[:points][::-1].copy()
+
+
+def skipping_levels(schedule: Schedule, points: int, steps: int) -> np.ndarray:
+    """`steps` of the solver's levels, the noisiest first: entry floor(i points/steps) counted from the noisiest.
+
+    Args:
+        schedule, points: as of :func:`solver_levels`.
+        steps: 1 to points.
+
+    Raises:
+        InputError: more steps than there are levels.
+
+    >>> from scoreline.diffusion.schedules import Discrete
+    >>> skipping_levels(Discrete(), 50, 4).tolist()
+    [999.0, 759.0, 499.0, 259.0]
+    """
+    if not 1 <= steps <= points:
+        raise InputError("steps", steps, f"the student knows {points} levels; take 1 to {points}")
+    return solver_levels(schedule, points)[::-1][np.arange(steps) * points // steps]

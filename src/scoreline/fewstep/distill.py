@@ -21,6 +21,7 @@ from PIL import Image
 from torch import nn
 
 from scoreline.core.artefact import read_header, save_artefact
+from scoreline.core.cond import Cond
 from scoreline.core.cost import evaluations
 from scoreline.core.denoiser import Denoiser
 from scoreline.core.device import pick_device
@@ -31,6 +32,8 @@ from scoreline.core.method import Method
 from scoreline.core.noise import Noise
 from scoreline.data.grid import picture_grid, write_png
 from scoreline.data.pair_store import PairStore
+from scoreline.data.paired import Paired
+from scoreline.diffusion.denoising import source_of
 from scoreline.evaluate.compare import converged
 from scoreline.evaluate.pairs import plan_pairs, write_pairs
 from scoreline.evaluate.specs import check_fit, labels_for, make_sampler
@@ -146,7 +149,7 @@ def distill(
         )
     picture = folder / "steps.png"
     if len(model.shape) == 3 and isinstance(result, Sampled):
-        write_png(picture, steps_picture(model, card["sampling"], _teacher(stage, made)))
+        write_png(picture, steps_picture(model, card["sampling"], _teacher(stage, made), data=data))
     shown = str(picture) if picture.is_file() else None
     return {"model": str(folder / "model.safetensors"), "folder": str(folder), "picture": shown, "stages": results}
 
@@ -171,19 +174,28 @@ def networks(method: Method) -> dict[str, nn.Module]:
 
 
 def steps_picture(
-    student: Denoiser, sampling: Mapping[str, Any], teacher: Denoiser | None = None, *, count: int = SHOWN
+    student: Denoiser,
+    sampling: Mapping[str, Any],
+    teacher: Denoiser | None = None,
+    *,
+    data: Any = None,
+    count: int = SHOWN,
 ) -> Image.Image:
     """Images at fixed noise and labels, a row for each of 1, 2, 4, 8 steps that the student was made for, and the
-    teacher's converged ODE below.
+    teacher's converged ODE below. Of students that are told an image, with that image and the true one.
 
     Args:
         student: makes pictures.
         sampling: {"sampler": spec, "steps": counts, or None for any}, as in the student's card.
         teacher: or None.
+        data: paired images, of which a student that is told an image sees the first; others need none.
         count: images a row.
     """
     cond = labels_for(range(count), student.num_classes)
     rows, names = [], []
+    pairs = data.batch(range(count)) if isinstance(data, Paired) else None
+    if pairs is not None:
+        cond = (Cond() if cond is None else cond).replace(image=source_of(pairs))
     for steps in STEPS if sampling["steps"] is None else sampling["steps"]:
         sampler = make_sampler(sampling["sampler"], steps=steps)
         try:
@@ -192,9 +204,16 @@ def steps_picture(
             continue  # a sampler of higher order has a least number of steps
         rows.append(Sampled(student, sampler).generate(range(count), Noise(0), cond))
         names.append(f"{steps} step{'s' * (steps > 1)}")
-    if teacher is not None:
+    if teacher is not None and pairs is not None:
+        solver = make_sampler("ddim", steps=50)
+        rows.append(Sampled(teacher.cpu(), solver).generate(range(count), Noise(0), cond))
+        names.append("teacher, 50 steps")
+    elif teacher is not None:
         rows.append(converged(teacher.cpu(), 0, count, None, count))
         names.append("teacher")
+    if pairs is not None:
+        rows += [source_of(pairs).mean(1, keepdim=True).expand(-1, student.shape[0], -1, -1), pairs.image]
+        names += ["stand-in source" if data.stand_in else "source", "true"]
     return picture_grid(torch.cat(rows), columns=count, row_labels=names)
 
 
@@ -291,8 +310,11 @@ def _card(
         card["pairs"] = {key: data.header[key] for key in ("count", "solver", "nfe", "guidance", "seed", "teacher")}
         card["pairs"]["flips"] = data.flips
     card["data"], card["split"] = images.get("source", told.get("data")), images.get("split", told.get("split"))
-    counts = method.made_for
-    card["sampling"] = {"sampler": method.sampler, "steps": None if counts is None else list(counts)}
+    if "paired" in images:
+        card["paired"] = data.name
+    if hasattr(method, "made_for"):
+        counts = method.made_for
+        card["sampling"] = {"sampler": method.sampler, "steps": None if counts is None else list(counts)}
     found = newest(folder / "checkpoints")
     card["training_seconds"] = None if found is None else round(float(found[1]["seconds"]), 1)
     # Images times network evaluations, a forward pass 1 and a backward pass 2; a resumed run is reckoned by its last
@@ -308,7 +330,8 @@ def _card(
 def _draw(method: Any, step: int, path: Path) -> None:
     """A grid of samples, the same noise and labels every time, so that progress is seen."""
     result = method.result()
-    if isinstance(result, Sampled) and len(result.shape) == 3:
+    told = any("image" in getattr(module, "accepts", ()) for module in method.modules())
+    if isinstance(result, Sampled) and len(result.shape) == 3 and not told:
         cond = labels_for(range(40), result.num_classes)
         place = next(result.parameters()).device
         images = result.generate(range(40), Noise(0), cond if cond is None else cond.to(place))

@@ -28,10 +28,11 @@ from scoreline.core.names import lookup
 from scoreline.core.schedule import Schedule, Time, arithmetic, spread
 from scoreline.diffusion.closed_form import Gaussian
 from scoreline.diffusion.preconditioned import Preconditioned, edm_scalings
+from scoreline.fewstep.curricula import skipping_levels, solver_levels
 
 __all__ = ["INNER", "OUTER", "ConsistencyFunction", "GaussianMap", "LatentConsistency", "Trajectory"]
 __all__ += ["boundary_scalings", "inner_scalings", "latent_scalings", "outer_scalings"]
-__all__ += ["outer_shift", "skipping_levels", "solver_levels"]
+__all__ += ["outer_shift"]
 
 INNER = ("edm", "cm", "no")
 OUTER = ("euler", "variance", "mixed")
@@ -67,49 +68,6 @@ def latent_scalings(t: Time, sigma_data: float = 0.5, time_scaling: float = 10.0
     scaled = time_scaling * t
     total = scaled * scaled + sigma_data * sigma_data
     return sigma_data * sigma_data / total, scaled / arithmetic(total).sqrt(total)
-
-
-def solver_levels(schedule: Schedule, points: int) -> np.ndarray:
-    """The levels from which the teacher's solver steps in latent consistency distillation, (points,), ascending.
-
-    On a table of T: T/points (j + 1) - 1; elsewhere the schedule's own grid without its cleanest level.
-
-    Args:
-        schedule: of teacher and student.
-        points: how many; 50 in the paper.
-
-    Raises:
-        InputError: fewer than one, or more than the table has.
-
-    >>> from scoreline.diffusion.schedules import Discrete
-    >>> solver_levels(Discrete(), 50)[[0, 1, -1]].tolist()
-    [19.0, 39.0, 999.0]
-    """
-    if points < 1 or (schedule.known is not None and points > len(schedule.known)):
-        most = "" if schedule.known is None else f" to {len(schedule.known)}"
-        raise InputError("points", points, f"a solver steps from 1{most} levels")
-    if schedule.known is not None:
-        return np.asarray(lookup("grid", "trailing")(schedule, points))[::-1].copy()
-    return np.asarray(lookup("grid", schedule.grid)(schedule, points + 1))[:points][::-1].copy()
-
-
-def skipping_levels(schedule: Schedule, points: int, steps: int) -> np.ndarray:
-    """`steps` of the solver's levels, the noisiest first: entry floor(i points/steps) counted from the noisiest.
-
-    Args:
-        schedule, points: as of :func:`solver_levels`.
-        steps: 1 to points.
-
-    Raises:
-        InputError: more steps than there are levels.
-
-    >>> from scoreline.diffusion.schedules import Discrete
-    >>> skipping_levels(Discrete(), 50, 4).tolist()
-    [999.0, 759.0, 499.0, 259.0]
-    """
-    if not 1 <= steps <= points:
-        raise InputError("steps", steps, f"the student knows {points} levels; take 1 to {points}")
-    return solver_levels(schedule, points)[::-1][np.arange(steps) * points // steps]
 
 
 def inner_scalings(level: Time, form: str, sigma_data: float = 0.5, sigma_min: float = 0.002) -> tuple[Time, Time]:
@@ -240,8 +198,8 @@ class LatentConsistency(Preconditioned, FlowMap):
         boundary_data: sd of the boundary scalings.
         time_scaling: k of the boundary scalings, for times in steps of a table; None takes 10 on a table and 10,000
             where times run from 0 to 1.
-        points: levels of the solver it was distilled on, from which a run's are taken, see :func:`skipping_levels`;
-            None takes the schedule's grid.
+        points: levels of the solver it was distilled on, from which a run's are taken, see
+            :func:`scoreline.fewstep.curricula.skipping_levels`; None takes the schedule's grid.
     """
 
     def __init__(

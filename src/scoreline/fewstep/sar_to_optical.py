@@ -5,8 +5,8 @@ teacher, and 50 levels of the teacher's DDIM (19, 39, ..., 999 on a table of a t
     j ~ U{0 ... 49},  n = tau_j,  m = max(n - 20, 0),   y_n = alpha_n y + sigma_n eps
     pred = f(y_n, n, s),   y_m = alpha_m x0 + sigma_m eps_hat (one DDIM step of the teacher),   target = f_-(y_m, m, s)
     L_cd = mean sqrt((pred - target)^2 + c^2) - c                      (element-wise pseudo-Huber, c = 1e-3)
-The discriminator sees pairs of states: logit = D(y_n, n, y', m), y' = pred, or for the real pair y' = target, which is the
-average's answer and not the image y:
+The discriminator sees pairs of states: logit = D(y_n, n, y', m), y' = pred, or for the real pair y' = target, which is
+the average's answer and not the image y:
     L_G = mean softplus(-D(pred)),   L_D = mean softplus(D(pred)) + mean softplus(-D(target))
     student: L_cd + weight L_G;   then the discriminator on the same batch;   then the average, decay 0.95
 There is no guidance. Sampling jumps to the end and puts noise back, from levels among the 50.
@@ -34,9 +34,10 @@ from scoreline.diffusion.denoising import source_of
 from scoreline.diffusion.preconditioned import Preconditioned
 from scoreline.fewstep.adversarial import ADVERSARIAL, discriminator_loss, generator_loss
 from scoreline.fewstep.consistency import as_target
+from scoreline.fewstep.curricula import solver_levels
 from scoreline.fewstep.distances import distance as named_distance
 from scoreline.fewstep.flows import conditions
-from scoreline.fewstep.maps import LatentConsistency, solver_levels
+from scoreline.fewstep.maps import LatentConsistency
 from scoreline.fewstep.teachers import advance, copied, ema_update, innermost, rebuilt
 from scoreline.nn.discriminator import PairDiscriminator
 from scoreline.samplers.ddim import DDIM
