@@ -9,7 +9,7 @@ from scoreline.core.errors import InputError
 from scoreline.core.noise import Noise
 from scoreline.diffusion.closed_form import Gaussian
 from scoreline.diffusion.schedules import EDM
-from scoreline.fewstep.teachers import advance, copied, ema_update, guided_teacher, rebuilt
+from scoreline.fewstep.teachers import GridSteps, advance, copied, ema_update, guided_teacher, rebuilt
 from scoreline.nn.mlp import MLP
 from scoreline.samplers.ddim import DDIM
 from scoreline.samplers.dpm_solver_pp import DPMSolverPP2M
@@ -31,6 +31,18 @@ def test_a_teacher_walks_along_the_exact_path_with_times_of_each_images_own(solv
     assert error(64) / error(128) == pytest.approx(2**order, rel=0.15)
     with pytest.raises(InputError, match="each image's own"):
         advance(DPMSolverPP2M(), TEACHER, x, torch.stack([start, stop]))
+
+
+@pytest.mark.parametrize("solver", [DDIM(), Heun()], ids=["ddim", "heun"])
+def test_tabulated_steps_are_the_solvers_own(solver):
+    grid = torch.tensor([9.0, 4.0, 2.0, 0.7, 0.1], dtype=torch.float64)
+    walk, index = GridSteps(solver, TEACHER.schedule, grid), torch.tensor([0, 2, 1])
+    x = Noise(0).at(range(3), (2,), dtype=torch.float64).normal() * 5
+    expected = advance(solver, TEACHER, x, grid[index + torch.arange(3)[:, None]])
+    assert torch.allclose(walk(TEACHER, x, index, 2), expected, rtol=1e-12)
+    assert not walk.state_dict()
+    with pytest.raises(InputError, match="each image's own"):
+        GridSteps(DPMSolverPP2M(), TEACHER.schedule, grid)
 
 
 def test_copies_and_rebuilt_networks():

@@ -40,7 +40,7 @@ from scoreline.fewstep.consistency import as_target
 from scoreline.fewstep.distances import Distance, distance, squared
 from scoreline.fewstep.flows import conditions
 from scoreline.fewstep.maps import Trajectory
-from scoreline.fewstep.teachers import advance, copied, ema_update
+from scoreline.fewstep.teachers import GridSteps, copied, ema_update
 from scoreline.fewstep.trajectory import check_teacher, training_grid, trajectory_student
 from scoreline.samplers.generator import Sampled
 from scoreline.samplers.heun import Heun
@@ -261,6 +261,7 @@ class CTM(Method):
         self.gan_weight, self.gan_start, self.fake = gan_weight, gan_start, fake
         self.register_buffer("grid", torch.from_numpy(grid), persistent=False)
         self.grid: Tensor
+        self.walk = GridSteps(Heun(), student.schedule, self.grid)
         # In a tuple, so that it is not registered a second time.
         self._last = ([p for p in student.net.parameters() if p.dim() > 1][-1],)
         self.updates = [
@@ -292,18 +293,18 @@ class CTM(Method):
         t, u, s = times[0], times[-1], self.grid[j]
         cond = conditions(self.student, batch, self.p_uncond)
         x_t = self.student.schedule.marginal(x0, t, draws.normal())
-        return Shared(x_t, self._solved(x_t, times, cond), t, u, s, cond)
+        return Shared(x_t, self._solved(x_t, times, i, cond), t, u, s, cond)
 
     @torch.no_grad()
-    def _solved(self, x: Tensor, times: Tensor, cond: Cond | None) -> Tensor:
+    def _solved(self, x: Tensor, times: Tensor, index: Tensor, cond: Cond | None) -> Tensor:
         """x_u from x_t, along the teacher's path or the averaged student's own."""
         if self.teacher is not None:
             if cond is None and self.teacher.num_classes is not None:
                 every = torch.full((len(x),), self.teacher.num_classes, device=x.device)
                 cond = self.teacher.null(Cond(labels=every))
-            return advance(Heun(), self.teacher, x, times, cond)
+            return self.walk(self.teacher, x, index, len(times) - 1, cond)
         if self.bootstrap == "heun":
-            return advance(Heun(), self.target, x, times, cond)
+            return self.walk(self.target, x, index, len(times) - 1, cond)
         stops = [times[0], times[-1]] if self.bootstrap == "jump" else [*times]
         for t, s in itertools.pairwise(stops):
             x = self.target.jump(x, t, s, cond)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -18,8 +19,9 @@ from scoreline.core.denoiser import Denoiser
 from scoreline.core.errors import InputError
 from scoreline.core.noise import Draws
 from scoreline.core.sampler import Sampler, State
+from scoreline.core.schedule import Schedule
 
-__all__ = ["advance", "copied", "ema_update", "guided_teacher", "innermost", "rebuilt"]
+__all__ = ["GridSteps", "advance", "copied", "ema_update", "guided_teacher", "innermost", "rebuilt"]
 
 
 @torch.no_grad()
@@ -39,13 +41,61 @@ def advance(
     Raises:
         InputError: the solver takes one list of times for a whole batch.
     """
-    if not solver.per_image:
-        raise InputError("solver", type(solver).__name__, "takes no times of each image's own; use ddim, euler or heun")
+    _check_solver(solver)
     given = teacher.given(cond) if cond is not None else teacher
     state = State(x, noise)
     for row in solver.coefficients(teacher.schedule, times):
         state = solver.step(given, state, row)
     return state.x
+
+
+class GridSteps(nn.Module):
+    """A solver's steps between neighbouring times of a fixed grid, tabulated: each image enters where it wants, and no
+    device is waited for.
+
+    Args:
+        solver: a sampler with times of each image's own, without noise.
+        schedule: in whose coordinates the teacher is asked.
+        grid: (N,) float64, descending.
+
+    Raises:
+        InputError: the solver takes one list of times for a whole batch, or cannot take one of the steps.
+    """
+
+    def __init__(self, solver: Sampler, schedule: Schedule, grid: Tensor) -> None:
+        super().__init__()
+        _check_solver(solver)
+        self.solver, self.shared = solver, dict[str, Any]()
+        # Every step of the grid is one image of a batch that makes a single step.
+        (row,) = solver.coefficients(schedule, torch.stack([grid[:-1], grid[1:]]).cpu())
+        for name, value in vars(row).items():
+            if isinstance(value, Tensor):
+                self.register_buffer(f"row_{name}", value, persistent=False)
+            else:
+                self.shared[name] = value
+
+    @torch.no_grad()
+    def forward(self, teacher: Denoiser, x: Tensor, index: Tensor, steps: int, cond: Cond | None = None) -> Tensor:
+        """So many steps, without gradients, of each image from its own grid[index].
+
+        Args:
+            teacher: the model, on the schedule of the table.
+            x: states at grid[index], (B, ...).
+            index: (B,) int64.
+            steps: as many for all.
+            cond: conditions of the batch.
+        """
+        given = teacher.given(cond) if cond is not None else teacher
+        state = State(x)
+        for k in range(steps):
+            own = {name.removeprefix("row_"): table[index + k] for name, table in self.named_buffers()}
+            state = self.solver.step(given, state, SimpleNamespace(**{**self.shared, **own, "i": k}))
+        return state.x
+
+
+def _check_solver(solver: Sampler) -> None:
+    if not solver.per_image:
+        raise InputError("solver", type(solver).__name__, "takes no times of each image's own; use ddim, euler or heun")
 
 
 def guided_teacher(teacher: Denoiser, guidance: float | None) -> Denoiser:
@@ -92,7 +142,7 @@ def rebuilt(net: nn.Module, changes: Mapping[str, Any]) -> tuple[nn.Module, list
     """
     if not changes:
         return copy.deepcopy(net), []
-    if not hasattr(net, "_arguments"):
+    if not changes.keys() <= getattr(net, "_arguments", {}).keys():
         raise InputError("network", type(net).__name__, "can be copied but not rebuilt with other settings")
     description = describe(net)
     description["args"] = {**description["args"], **changes}
