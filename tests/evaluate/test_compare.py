@@ -11,7 +11,7 @@ from scoreline.core.errors import InputError
 from scoreline.core.load import load
 from scoreline.core.noise import Noise
 from scoreline.diffusion.closed_form import Gaussian
-from scoreline.diffusion.schedules import EDM
+from scoreline.diffusion.schedules import EDM, Discrete
 from scoreline.evaluate.arms import arms_of
 from scoreline.evaluate.compare import compare, converged, converged_sampler, model_macs, rmse_per_image
 from scoreline.evaluate.specs import guided, make_sampler
@@ -37,6 +37,20 @@ def test_the_converged_ode_of_a_gaussian_is_its_closed_form() -> None:
     # Its error is far below that of what is judged by it.
     judged = make_sampler("heun", nfe=19)(model, draws)
     assert float(rmse_per_image(judged.x, wanted).median()) > 10 * float(rmse_per_image(sample.x, wanted).median())
+
+
+def test_the_converged_ode_reaches_the_cleanest_levels_of_a_table() -> None:
+    mean, variance = torch.tensor([0.1, -0.3], dtype=torch.float64), 0.2
+    model = Gaussian(Discrete(betas="linear", T=1000), mean, variance)
+    draws = Noise(5).at(range(7), model.shape, dtype=torch.float64)
+    sampler = converged_sampler(model)
+    start = draws.normal() * model.schedule.prior(model.schedule.t_max)
+    wanted = model.flow(start, model.schedule.t_max, 0.0)
+    assert sampler.times(model.schedule)[-2] == 0.0
+    assert float(rmse_per_image(sampler(model, draws).x, wanted).max()) < 1e-3
+    # A table too short for that grid is walked through whole.
+    short = Gaussian(Discrete(betas="linear", T=50), mean, variance)
+    assert len(converged_sampler(short).times(short.schedule)) == 51
 
 
 def test_converged_images_do_not_depend_on_the_batch(tiny: str) -> None:

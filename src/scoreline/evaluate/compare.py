@@ -55,9 +55,20 @@ def rmse_per_image(a: Tensor, b: Tensor) -> Tensor:
 
 
 def converged_sampler(model: Denoiser) -> Sampler:
-    """The sampler that stands for the exact ODE: third-order multistep on a fine grid, state in float64."""
-    grid = "trailing" if model.schedule.known is not None else "logsnr" if model.schedule.grid == "time" else "karras"
-    return make_sampler(f"dpm-solver++3m:grid={grid}", steps=REFERENCE_STEPS * (3 if grid == "trailing" else 1))
+    """The sampler that stands for the exact ODE: third-order multistep on a fine grid, state in float64.
+
+    On a table of levels the grid is Karras' too, whose levels reach the cleanest entry; evenly spaced ones stop short
+    of it. Where that grid does not fit the table, every level of it is visited, up to 192.
+    """
+    schedule = model.schedule
+    grid = "logsnr" if schedule.known is None and schedule.grid == "time" else "karras"
+    sampler = make_sampler(f"dpm-solver++3m:grid={grid}", steps=REFERENCE_STEPS)
+    if schedule.known is not None:
+        try:
+            sampler.times(schedule)
+        except InputError:
+            return make_sampler("dpm-solver++3m:grid=trailing", steps=min(3 * REFERENCE_STEPS, len(schedule.known)))
+    return sampler
 
 
 def _given(model: Denoiser, indices: range, labels: list[int] | None, device: torch.device) -> Denoiser:
