@@ -67,6 +67,7 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
         {"predictor": "euler-maruyama", "corrector_steps": 0},
     ],
     "planned": [{"of": "dpm-solver++2m"}],
+    "straight": [{"heun": True}, {"rule": "default"}, {"rule": "default", "heun": True}],
     "time-shift": [
         {"of": "ddpm", "cutoff": 0, "window": 200},
         {"of": "dpm-solver++2m", "cutoff": 0},

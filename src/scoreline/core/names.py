@@ -75,6 +75,7 @@ TABLE: dict[str, dict[str, str]] = {
         "pc": "scoreline.samplers.score_sde:PC",
         "denoising-mcmc": "scoreline.samplers.denoising_mcmc:DenoisingMCMC",
         "jumps": "scoreline.samplers.jumps:Jumps",
+        "straight": "scoreline.samplers.straight:Straight",
     },
     "method": {
         "denoising": "scoreline.diffusion.denoising:Denoising",
@@ -88,6 +89,7 @@ TABLE: dict[str, dict[str, str]] = {
         "adversarial-consistency": "scoreline.fewstep.sar_to_optical:AdversarialConsistency",
         "rectified-flow": "scoreline.fewstep.instaflow:RectifiedFlow",
         "flow-distillation": "scoreline.fewstep.instaflow:FlowDistillation",
+        "rfpp": "scoreline.fewstep.rfpp:RFPP",
     },
     "bridge": {
         # Readers of the formats of others: functions from a path to a model; and their networks.

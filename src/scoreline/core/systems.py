@@ -163,7 +163,15 @@ SYSTEMS = (
             "scoreline.search.schedule_predictor",
         ),
     ),
-    System("19", "2-rectified flow++", "rfpp", "2405.20320", 10, "scoreline.fewstep.rfpp"),
+    System(
+        "19",
+        "2-rectified flow++",
+        "rfpp",
+        "2405.20320",
+        10,
+        "scoreline.fewstep.rfpp",
+        ("scoreline.fewstep.flows", "scoreline.diffusion.levels", "scoreline.samplers.straight"),
+    ),
     System("20", "SIM", "sim", "2410.16794", 9, "scoreline.fewstep.sim"),
     System("21", "f-distill", "f-distill", "2502.15681", 9, "scoreline.fewstep.f_distill"),
     System(

@@ -14,7 +14,8 @@ from torch import Tensor
 from scoreline.core.errors import InputError, unknown_name
 from scoreline.core.schedule import Schedule
 
-__all__ = ["LEVELS", "antithetic", "draw_levels", "lognormal", "logit_normal", "uniform", "uniform_index"]
+__all__ = ["LEVELS", "antithetic", "draw_levels", "lognormal", "logit_normal", "mirrored", "one_sided"]
+__all__ += ["u_shaped", "u_shaped_density", "u_shaped_quantile", "uniform", "uniform_index"]
 
 
 def lognormal(u: Tensor, schedule: Schedule, *, mean: float = -1.2, std: float = 1.2) -> Tensor:
@@ -41,7 +42,92 @@ def logit_normal(u: Tensor, schedule: Schedule, *, mean: float = 0.0, std: float
     return torch.sigmoid(mean + std * _normal(u)).clamp(schedule.t_min, schedule.t_max)
 
 
+def u_shaped(u: Tensor, schedule: Schedule, *, a: float = 4.0) -> Tensor:
+    """t from the U-shaped density, squeezed into the range: t_min + (t_max - t_min) :func:`u_shaped_quantile`.
+
+    On `Flow(t_min=1e-5, t_max=1 - 1e-5)` this is the law of 2-rectified flow++. Reference: Lee et al. 2024.
+    """
+    return schedule.t_min + u_shaped_quantile(u, a) * (schedule.t_max - schedule.t_min)
+
+
+def u_shaped_density(t: Tensor, a: float = 4.0) -> Tensor:
+    """p(t) = a (e^{a t} + e^{a(1-t)}) / (2 (e^a - 1)) = a/(2 sinh(a/2)) cosh(a (t - 1/2)) on [0, 1].
+
+    What the paper prints, p(t) ~ e^{a t} + e^{-a t}, only rises on [0, 1]; this is the law of its code and figures.
+
+    Args:
+        t: times in [0, 1], any shape.
+        a: steepness, >= 0; 0 is uniform.
+
+    Raises:
+        InputError: a is negative.
+
+    Reference: Lee et al. 2024, section 4.1 and code.
+
+    >>> [round(float(p), 4) for p in u_shaped_density(torch.tensor([0.0, 0.5, 1.0]).double())]
+    [2.0746, 0.5514, 2.0746]
+    """
+    _steepness(a)
+    if a == 0:
+        return torch.ones_like(t)
+    return a / (2 * math.sinh(a / 2)) * torch.cosh(a * (t - 0.5))
+
+
+def u_shaped_quantile(u: Tensor, a: float = 4.0) -> Tensor:
+    """Inverse distribution function of :func:`u_shaped_density`: 1/2 + asinh((2u - 1) sinh(a/2)) / a, in [0, 1].
+
+    Args:
+        u: uniform on [0, 1), any shape.
+        a: steepness, >= 0; 0 gives u itself.
+
+    Raises:
+        InputError: a is negative.
+    """
+    _steepness(a)
+    return u if a == 0 else (0.5 + torch.asinh((2 * u - 1) * math.sinh(a / 2)) / a).clamp(0, 1)
+
+
+def one_sided(r: Tensor, a: float = 4.0) -> Tensor:
+    """Inverse distribution function of q(u) = a e^{a u}/(e^a - 1), one half of the U: ln(1 + r (e^a - 1))/a.
+
+    Args:
+        r: uniform on [0, 1), any shape.
+        a: steepness, >= 0; 0 gives r itself.
+
+    Raises:
+        InputError: a is negative.
+    """
+    _steepness(a)
+    return r if a == 0 else torch.log1p(r * math.expm1(a)) / a
+
+
+def mirrored(r: Tensor, keys: Tensor, a: float = 4.0) -> Tensor:
+    """A batch of the U as its paper's code draws it: a random half of u_i ~ q and their mirror images 1 - u_i, (B,).
+
+    Each time has the law of :func:`u_shaped_density`, but a time and its mirror image can stand in one batch, and which
+    do depends on the whole batch.
+
+    Args:
+        r: (B,) uniform on [0, 1).
+        keys: (2B,) uniform; the B smallest say which of (u_1, ..., u_B, 1 - u_1, ..., 1 - u_B) stay, and their order.
+        a: steepness, >= 0.
+
+    Raises:
+        InputError: a is negative, or there are not two keys for each image.
+    """
+    if keys.shape != (2 * len(r),):
+        raise InputError("keys", tuple(keys.shape), f"two for each image, ({2 * len(r)},)")
+    u = one_sided(r, a)
+    return torch.cat([u, 1 - u])[keys.argsort()[: len(r)]]
+
+
+def _steepness(a: float) -> None:
+    if not 0 <= a < 700:
+        raise InputError("a", a, "is the steepness of the U, 0 (uniform) or more; 4 in the paper")
+
+
 LEVELS = {"lognormal": lognormal, "uniform": uniform, "uniform-index": uniform_index, "logit-normal": logit_normal}
+LEVELS["u-shaped"] = u_shaped
 
 
 def draw_levels(name: str, u: Tensor, schedule: Schedule) -> Tensor:

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from scoreline.core.cond import Cond
 from scoreline.core.denoiser import Denoiser
-from scoreline.core.errors import InputError
-from scoreline.core.noise import Draws
+from scoreline.core.errors import InputError, unknown_name
+from scoreline.core.noise import Draws, Noise
 from scoreline.core.schedule import Time, spread
 from scoreline.diffusion.latent import Latent
 from scoreline.diffusion.preconditioned import Preconditioned
@@ -28,7 +28,8 @@ from scoreline.fewstep.teachers import rebuilt
 from scoreline.samplers.euler import Euler
 
 __all__ = ["EDGE", "as_flow", "conditions", "flow_student", "interpolate", "invert", "mean_straightness"]
-__all__ += ["network_of", "pair_of", "path_straightness", "straightness", "velocity_loss", "velocity_target"]
+__all__ += ["network_of", "pair_of", "path_straightness", "stage_straightness", "straightness"]
+__all__ += ["velocity_loss", "velocity_target"]
 
 EDGE = 1e-5
 """How near to both ends of [0, 1] a model of another form is asked: sigma/alpha is 0 or infinite at the ends."""
@@ -88,7 +89,7 @@ def as_flow(model: Denoiser) -> Denoiser:
     return model.on(flow, extrapolate=True)
 
 
-def flow_student(teacher: Denoiser | None, net: nn.Module | None = None) -> Denoiser:
+def flow_student(teacher: Denoiser | None, net: nn.Module | None = None, *, form: str = "flow") -> Denoiser:
     """The student of a flow method: a network on the flow schedule, whose `velocity(x, t)` is trained.
 
     A given network answers with the velocity and is told 999 (1 - t), as in the code of rectified flow. A copy of the
@@ -102,6 +103,7 @@ def flow_student(teacher: Denoiser | None, net: nn.Module | None = None) -> Deno
     Args:
         teacher: the model whose network is copied; None with a network of one's own.
         net: a network to train instead of a copy; a model that is on a flow schedule already stays as it is.
+        form: of a given network: "flow", or "edm" for EDM's scalings with the teacher's sigma_data (0.5 without one).
 
     Returns:
         a :class:`Preconditioned` or what wraps one; every parameter of its network takes gradients.
@@ -111,6 +113,8 @@ def flow_student(teacher: Denoiser | None, net: nn.Module | None = None) -> Deno
     """
     if isinstance(net, Denoiser):
         return net.requires_grad_(True) if isinstance(net.schedule, Flow) else flow_student(net)
+    if form not in ("flow", "edm"):
+        raise unknown_name("form", form, ("flow", "edm"))
     if net is not None:
         if teacher is not None and tuple(net.in_shape) != tuple(teacher.shape):  # type: ignore[arg-type]
             mend = f"the teacher's images are {tuple(teacher.shape)}; a student makes images of the same shape"
@@ -118,7 +122,11 @@ def flow_student(teacher: Denoiser | None, net: nn.Module | None = None) -> Deno
         if teacher is not None and net.num_classes not in (None, teacher.num_classes):
             mend = f"the teacher knows {teacher.num_classes} classes; a student takes the same ones, or none"
             raise InputError("student", f"{net.num_classes} classes", mend)
-        made: Denoiser = Preconditioned(net.requires_grad_(True), Flow(), kind="flow", time_input="999(1-t)")
+        net.requires_grad_(True)
+        if form == "edm":
+            own = None if teacher is None else getattr(_innermost(teacher), "sigma_data", None)
+            return _in_latents(_edm_flow(net, own or 0.5), teacher)
+        made: Denoiser = Preconditioned(net, Flow(), kind="flow", time_input="999(1-t)")
         return _in_latents(made, teacher)
     if teacher is None:
         raise InputError("student", None, "needs a network, or a teacher whose network is copied")
@@ -264,6 +272,24 @@ def straightness(model: Denoiser, noise: Draws, *, steps: int = 100) -> Tensor:
     run = Euler(steps=steps)(flow, noise, trajectory=True)
     assert run.trajectory is not None
     return path_straightness(run.trajectory, run.times)
+
+
+@torch.no_grad()
+def stage_straightness(student: Denoiser, *, count: int = 40, steps: int = 50, seed: int = 0) -> float:
+    """S of a flow, told at the end of a stage: the mean over `count` starts, labels in turn, by Euler steps.
+
+    Args:
+        student: a denoiser.
+        count: starts.
+        steps: Euler steps of each.
+        seed: of the starts.
+    """
+    cond = None
+    place = next(student.parameters(), torch.empty(0)).device
+    if student.num_classes is not None:
+        cond = Cond(labels=torch.arange(count, device=place) % student.num_classes)
+    draws = Noise(seed).at(range(count), student.shape, device=place)
+    return float(straightness(student.given(cond), draws, steps=steps).mean())
 
 
 @torch.no_grad()

@@ -30,7 +30,6 @@ from scoreline.core.cond import Cond
 from scoreline.core.denoiser import Denoiser
 from scoreline.core.errors import InputError
 from scoreline.core.method import Method, Update
-from scoreline.core.noise import Noise
 from scoreline.diffusion.schedules import Flow
 from scoreline.fewstep.distances import Distance, distance, squared
 from scoreline.fewstep.flows import (
@@ -40,7 +39,7 @@ from scoreline.fewstep.flows import (
     interpolate,
     network_of,
     pair_of,
-    straightness,
+    stage_straightness,
     velocity_loss,
 )
 from scoreline.fewstep.teachers import advance, guided_teacher
@@ -147,24 +146,6 @@ def distillation_loss(
     """
     t = t.clamp(max=student.schedule.t_max)
     return apart(z - student.velocity(interpolate(x, z, t), t, cond), x).mean()
-
-
-@torch.no_grad()
-def stage_straightness(student: Denoiser, *, count: int = 40, steps: int = 50, seed: int = 0) -> float:
-    """S of a flow, told at the end of a stage: the mean over `count` starts, labels in turn, by Euler steps.
-
-    Args:
-        student: a denoiser.
-        count: starts.
-        steps: Euler steps of each.
-        seed: of the starts.
-    """
-    cond = None
-    place = next(student.parameters(), torch.empty(0)).device
-    if student.num_classes is not None:
-        cond = Cond(labels=torch.arange(count, device=place) % student.num_classes)
-    draws = Noise(seed).at(range(count), student.shape, device=place)
-    return float(straightness(student.given(cond), draws, steps=steps).mean())
 
 
 @dataclass(frozen=True)
