@@ -169,6 +169,21 @@ def test_distillation_takes_one_step_of_the_teacher_between_neighbouring_levels(
     assert Watched.calls == 3
 
 
+def test_distillation_with_an_average_asks_the_average():
+    method = CD(student(), teacher(), steps=10, target_ema=0.75)
+    turn = method.prepare(batch(), 0)
+    before, weight = method.loss(batch(), turn, 0).item(), method.target.net.output.weight
+    own = CD(method.student, method.teacher, steps=10)
+    assert own.target is None
+    assert own.loss(batch(), turn, 0).item() == pytest.approx(before, rel=1e-6)
+    with torch.no_grad():
+        weight.add_(1.0)
+    assert method.loss(batch(), turn, 0).item() != pytest.approx(before, rel=1e-2)
+    assert own.loss(batch(), turn, 0).item() == pytest.approx(before, rel=1e-6)
+    method.after_update(0)
+    assert torch.allclose(weight, method.student.net.output.weight + 0.75)
+
+
 def test_labels_reach_a_teacher_with_classes_and_a_student_without():
     label = torch.arange(6) % 4
     method = CD(student(), teacher(num_classes=4), steps=10, guidance=2.0)
