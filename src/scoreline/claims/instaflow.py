@@ -39,12 +39,13 @@ from scoreline.diffusion.schedules import Flow
 from scoreline.fewstep.flows import straightness
 from scoreline.fewstep.instaflow import FlowDistillation, RectifiedFlow
 from scoreline.metrics import frechet_distance
+from scoreline.metrics.sliced_wasserstein import sliced_wasserstein
 from scoreline.nn.mlp import MLP
 from scoreline.samplers.euler import Euler
 from scoreline.samplers.rk45 import RK45
 from scoreline.train import fit
 
-__all__ = ["ARMS", "CLAIM", "InstaFlowClaim", "first_flow", "make_pairs", "sliced_wasserstein"]
+__all__ = ["ARMS", "CLAIM", "InstaFlowClaim", "first_flow", "make_pairs"]
 
 ARMS = ("direct", "reflow, distil", "same pairs", "2-rf", "1-rf")
 SETS = ("digits", "modes")
@@ -247,21 +248,6 @@ def _distance(name: str, samples: Tensor, seed: int, sizes: Scale) -> float:
     assert isinstance(means, Tensor)
     real = means[draws.integers(len(means), part=1)] + 0.15 * draws.normal()
     return sliced_wasserstein(real, samples, Noise(derive(seed, "instaflow", "slices")).at(range(128), (2,)).normal())
-
-
-def sliced_wasserstein(real: Tensor, generated: Tensor, directions: Tensor) -> float:
-    """Mean over directions of the Wasserstein-1 distance of the projections.
-
-    Args:
-        real, generated: (N, D), as many of both.
-        directions: (K, D), of any length.
-
-    >>> sliced_wasserstein(torch.zeros(4, 1), torch.full((4, 1), 3.0), torch.ones(2, 1))
-    3.0
-    """
-    along = (directions / directions.norm(dim=1, keepdim=True)).T.double()
-    a, b = (real.double() @ along).sort(0).values, (generated.double() @ along).sort(0).values
-    return float((a - b).abs().mean())
 
 
 CLAIM = InstaFlowClaim()
