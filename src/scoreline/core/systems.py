@@ -109,7 +109,21 @@ SYSTEMS = (
         ("scoreline.samplers.ddim", "scoreline.guidance.extrapolate"),
     ),
     System("10", "SCott", "scott", "2403.01505", 10, "scoreline.fewstep.scott"),
-    System("11", "SAR-to-optical distillation", "sar-to-optical", "2407.06095", 10, "scoreline.fewstep.sar_to_optical"),
+    System(
+        "11",
+        "SAR-to-optical distillation",
+        "sar-to-optical",
+        "2407.06095",
+        10,
+        "scoreline.fewstep.sar_to_optical",
+        (
+            "scoreline.fewstep.adversarial",
+            "scoreline.fewstep.maps",
+            "scoreline.nn.discriminator",
+            "scoreline.data.paired",
+            "scoreline.diffusion.joint_kernel",
+        ),
+    ),
     System("12", "DEIS", "deis", "2204.13902", 10, "scoreline.samplers.deis", ("scoreline.samplers.exponential",)),
     System(
         "13", "InstaFlow", "instaflow", "2309.06380", 10, "scoreline.fewstep.instaflow", ("scoreline.fewstep.flows",)

@@ -153,6 +153,10 @@ class Mixture(Denoiser):
 
     def responsibilities(self, x: Tensor, t: Time, cond: Cond | None = None) -> Tensor:
         """Posterior share of every component, (B, K)."""
+        return self.log_shares(x, t, cond).softmax(1)
+
+    def log_shares(self, x: Tensor, t: Time, cond: Cond | None = None) -> Tensor:
+        """Logarithm of the posterior shares up to a constant of each image, (B, K)."""
         flat = x.flatten(1)
         alpha, sigma = spread(self.schedule.alpha(t), flat), spread(self.schedule.sigma(t), flat)
         m, v = self.means.to(flat), self.variances.to(flat)
@@ -167,7 +171,7 @@ class Mixture(Denoiser):
             assert self.labels is not None
             mine = (self.labels == cond.labels[:, None]) | (cond.labels[:, None] == self.num_classes)
             logits = logits.masked_fill(~mine, -math.inf)
-        return logits.softmax(1)
+        return logits
 
     def posterior(self, x: Tensor, t: Time, cond: Cond | None) -> Posterior:
         alpha, sigma = spread(self.schedule.alpha(t), x), spread(self.schedule.sigma(t), x)
