@@ -199,9 +199,11 @@ def test_weights_of_the_number_of_teacher_steps():
 @pytest.mark.check(system=34, number=7)
 @pytest.mark.parametrize("steps", [1, 5, 17])
 def test_indices_of_the_three_times(steps):
-    u, v = (c.flatten() for c in torch.meshgrid(*2 * [torch.linspace(0, 1 - 1e-9, 400).double()], indexing="ij"))
+    line = torch.arange(400, dtype=torch.float64) / 400 + 1e-9
+    u, v = (c.flatten() for c in torch.meshgrid(line, line, indexing="ij"))
     i, j = draw_indices(18, steps, u, v)
     assert (i.min(), i.max()) == (0, 17 - steps)
+    assert torch.bincount(i).max() <= 1.1 * torch.bincount(i).min()
     assert bool((i + steps <= j).all())
     assert j.max() == 17
     for first in range(18 - steps):  # the last level can be reached from every start, and all between are as likely
