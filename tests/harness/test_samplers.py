@@ -66,6 +66,7 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
         {"predictor": "ancestral", "corrector": "annealed"},
         {"predictor": "euler-maruyama", "corrector_steps": 0},
     ],
+    "er-sde": [{"phi": "ode"}, {"phi": "er-sde-1"}],
     "planned": [{"of": "dpm-solver++2m"}],
     "straight": [{"heun": True}, {"rule": "default"}, {"rule": "default", "heun": True}],
     "time-shift": [

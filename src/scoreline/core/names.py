@@ -76,6 +76,7 @@ TABLE: dict[str, dict[str, str]] = {
         "denoising-mcmc": "scoreline.samplers.denoising_mcmc:DenoisingMCMC",
         "jumps": "scoreline.samplers.jumps:Jumps",
         "straight": "scoreline.samplers.straight:Straight",
+        "er-sde": "scoreline.samplers.er_sde:ERSDE",
     },
     "method": {
         "denoising": "scoreline.diffusion.denoising:Denoising",
@@ -89,6 +90,9 @@ TABLE: dict[str, dict[str, str]] = {
         "adversarial-consistency": "scoreline.fewstep.sar_to_optical:AdversarialConsistency",
         "rectified-flow": "scoreline.fewstep.instaflow:RectifiedFlow",
         "flow-distillation": "scoreline.fewstep.instaflow:FlowDistillation",
+        "annealed-reflow": "scoreline.fewstep.slimflow:AnnealedReflow",
+        "flow-guided-distillation": "scoreline.fewstep.slimflow:FlowGuidedDistillation",
+        "progressive": "scoreline.fewstep.progressive:Progressive",
         "rfpp": "scoreline.fewstep.rfpp:RFPP",
     },
     "bridge": {
