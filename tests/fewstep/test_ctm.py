@@ -344,6 +344,17 @@ def test_the_adversarial_term_comes_late_and_is_weighed(fake):
     assert seen["loss"].item() == pytest.approx(float(total), rel=1e-5)
 
 
+@pytest.mark.parametrize("scale, weight", [(1e-4, 10.0), (1e6, 0.01)])
+def test_the_adversarial_weight_stays_between_its_bounds(scale, weight):
+    judge = Judge()
+    with torch.no_grad():
+        judge.linear.weight.mul_(scale)
+    made = parted(method(discriminator=judge))
+    assert float(made.loss(batch(), made.prepare(batch(), 0), 0)["gan_weight"]) == pytest.approx(weight)
+    fixed = parted(method(discriminator=judge, gan_weight=0.3))
+    assert float(fixed.loss(batch(), fixed.prepare(batch(), 0), 0)["gan_weight"]) == pytest.approx(0.3)
+
+
 def test_estimate_and_target_drop_the_same_units():
     torch.manual_seed(3)
     net = UNet(in_shape=(1, 8, 8), base_channels=8, channel_mult=(1,), num_blocks=1, attention=(), dropout=0.4,
