@@ -271,6 +271,12 @@ def test_train_takes_recipes_without_a_teacher(scoreline: Any, tmp_path: Path) -
     )
 
 
+def test_a_student_without_a_score_is_no_teacher(scoreline: Any, student: str) -> None:
+    answer = scoreline("distill", "cd.yaml", "--teacher", student, "--out", "again", "--device", "cpu")
+    answer.fails(2, "teacher 'ConsistencyFunction'", "knows no score")
+    assert not Path("again").exists()
+
+
 def test_help_lists_the_methods(scoreline: Any) -> None:
     text = " ".join(scoreline("distill", "--help").out.split())
     for name in ("cd", "ct", "ict", "instaflow", "rectified-flow"):

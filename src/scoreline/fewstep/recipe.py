@@ -33,6 +33,7 @@ from torch import nn
 from scoreline.core.artefact import build, describe
 from scoreline.core.denoiser import Denoiser
 from scoreline.core.errors import InputError, unknown_name
+from scoreline.core.flow_map import FlowMap
 from scoreline.core.load import load
 from scoreline.core.method import Method
 from scoreline.core.names import TABLE, lookup
@@ -297,6 +298,12 @@ def make_method(stage: Stage, student: nn.Module, teacher: Denoiser | None) -> M
     if TEACHER in parameters:
         if teacher is None and parameters[TEACHER].default is inspect.Parameter.empty:
             raise InputError("teacher", None, f"the method {stage['method']} needs one: give --teacher MODEL")
+        needed = parameters[TEACHER].default is inspect.Parameter.empty
+        if needed and isinstance(teacher, FlowMap) and not teacher.scored:
+            mend = (
+                f"knows no score, and {stage['method']} learns from the teacher's ODE; give the model it was made from"
+            )
+            raise InputError("teacher", type(teacher).__name__, mend)
         settings[TEACHER] = teacher
     if "steps" in parameters:
         settings["steps"] = int(stage["steps"])
