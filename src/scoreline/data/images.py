@@ -32,7 +32,8 @@ class Batch:
         image: (B, C, H, W) float32 in [-1, 1].
         label: (B,) int64, -1 where missing ((B, L) for multi-label sets), or None for a set without labels.
         index: (B,) int64, each image's place in the original set, whatever subset it came through.
-        extras: what else is known, under the names mask, view, domain, group (tensors) and caption (tuple of str).
+        extras: what else is known, under the names mask, view, domain, group (tensors) and caption (tuple of str);
+            pairs hold their other half under noise or source.
         draws: each image's own noise for this turn, put there by the training loop.
     """
 
