@@ -298,3 +298,10 @@ def test_other_verbs_take_students_that_are_denoisers(scoreline: Any, tmp_path: 
         "edit", "flow.safetensors", "--task", "interpolate", "--sampler", "heun", "--nfe", 5, "--out", "e"
     )
     assert answer.code == 0, answer.err
+
+
+def test_pictures_in_the_middle_are_not_counted_as_training(scoreline: Any, tiny: str) -> None:
+    command = ["distill", written("cd.yaml", ONE), "--teacher", tiny, "--out", "drawn", "--device", "cpu"]
+    assert scoreline(*command, "--sample-every", 2).code == 0
+    assert sorted(path.name for path in Path("drawn/samples").iterdir()) == ["000000002.png", "000000004.png"]
+    assert read_header("drawn/model.safetensors")["card"]["training_evaluations"] == 4 * 8 * 6

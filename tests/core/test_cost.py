@@ -91,6 +91,8 @@ def test_evaluations_counts_images_forward_and_back_once_for_the_outer_call() ->
         with torch.no_grad():
             outer.trace(torch.zeros(2, 3))
         inner(torch.zeros(4, 3))  # a graph through which no gradient comes back
+        counted.paused = True
+        inner(torch.zeros(9, 3))
     assert (counted.forward, counted.backward, counted.total) == (11, 5, 21)
     told = [(call.name, call.method, len(call.args[0]), call.graph, call.back) for call in counted.calls]
     assert told == [

@@ -145,11 +145,13 @@ class Evaluations:
         forward: images that went through a network.
         backward: images for which gradients came back through one.
         calls: every call in order, where they were asked for.
+        paused: while it is set, nothing is counted (pictures drawn in the middle of a training).
     """
 
     forward: int = 0
     backward: int = 0
     calls: list[Call] = field(default_factory=list)
+    paused: bool = False
 
     @property
     def total(self) -> int:
@@ -175,7 +177,7 @@ def evaluations(networks: Mapping[str, nn.Module], *, calls: bool = False) -> It
                 out = original(x, *args, **kwargs)
             finally:
                 depth -= 1
-            if depth == 0:
+            if depth == 0 and not counted.paused:
                 size, entry = len(x), None
                 counted.forward += size
                 if calls:

@@ -22,7 +22,7 @@ from torch import nn
 
 from scoreline.core.artefact import read_header, save_artefact
 from scoreline.core.cond import Cond
-from scoreline.core.cost import evaluations
+from scoreline.core.cost import Evaluations, evaluations
 from scoreline.core.denoiser import Denoiser
 from scoreline.core.device import pick_device
 from scoreline.core.errors import InputError
@@ -121,9 +121,15 @@ def distill(
         every = sample_every or stage.get("sample_every")
         with evaluations(networks(method)) as counted:
             before = _steps_done(spot)
+
+            def draw(method: Method, step: int, path: Path, counted: Evaluations = counted) -> None:
+                counted.paused = True
+                _draw(method, step, path)
+                counted.paused = False
+
             trained = run(
                 method, data, spot, checkpoint_every=checkpoint_every, sample_every=every,
-                sample=_draw if every else None, quiet=quiet, **settings,
+                sample=draw if every else None, quiet=quiet, **settings,
             )  # fmt: skip
         target = folder / (f"{stage.name}.safetensors" if several else "model.safetensors")
         spent = counted.total * trained.step / (trained.step - before) if trained.step > before else None
