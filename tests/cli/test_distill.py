@@ -275,6 +275,11 @@ def test_a_student_without_a_score_is_no_teacher(scoreline: Any, student: str) -
     answer = scoreline("distill", "cd.yaml", "--teacher", student, "--out", "again", "--device", "cpu")
     answer.fails(2, "teacher 'ConsistencyFunction'", "knows no score")
     assert not Path("again").exists()
+    # A method that only starts from its network takes it, and has no teacher's row among the pictures.
+    recipe = {key: value for key, value in ONE.items() if key != "settings"} | {"method": "ct"}
+    more = scoreline("distill", written("ct.yaml", recipe), "--teacher", student, "--out", "more", "--device", "cpu")
+    assert more.code == 0, more.err
+    assert Image.open("more/steps.png").size[1] == 2 + 4 * 50
 
 
 def test_help_lists_the_methods(scoreline: Any) -> None:

@@ -26,6 +26,7 @@ from scoreline.core.cost import Evaluations, evaluations
 from scoreline.core.denoiser import Denoiser
 from scoreline.core.device import pick_device
 from scoreline.core.errors import InputError
+from scoreline.core.flow_map import FlowMap
 from scoreline.core.generator import ImageGenerator
 from scoreline.core.load import load
 from scoreline.core.method import Method
@@ -154,7 +155,7 @@ def distill(
             }
         )
     picture = folder / "steps.png"
-    if len(model.shape) == 3 and isinstance(result, Sampled):
+    if isinstance(result, Sampled) and _is_picture(model):
         write_png(picture, steps_picture(model, card["sampling"], _teacher(stage, made), data=data))
     shown = str(picture) if picture.is_file() else None
     return {"model": str(folder / "model.safetensors"), "folder": str(folder), "picture": shown, "stages": results}
@@ -214,13 +215,21 @@ def steps_picture(
         solver = make_sampler("ddim", steps=50)
         rows.append(Sampled(teacher.cpu(), solver).generate(range(count), Noise(0), cond))
         names.append("teacher, 50 steps")
-    elif teacher is not None:
+    elif teacher is not None and not (isinstance(teacher, FlowMap) and not teacher.scored):
         rows.append(converged(teacher.cpu(), 0, count, None, count))
         names.append("teacher")
     if pairs is not None:
         rows += [source_of(pairs).mean(1, keepdim=True).expand(-1, student.shape[0], -1, -1), pairs.image]
         names += ["stand-in source" if data.stand_in else "source", "true"]
     return picture_grid(torch.cat(rows), columns=count, row_labels=names)
+
+
+def _is_picture(model: Denoiser) -> bool:
+    if len(model.shape) != 3:
+        return False
+    with torch.no_grad():
+        made = model.decode(torch.zeros(1, *model.shape)).shape[1:]
+    return len(made) == 3 and made[0] in (1, 3)
 
 
 def _teacher(stage: Stage, made: Mapping[str, str]) -> Denoiser | None:
@@ -337,7 +346,7 @@ def _draw(method: Any, step: int, path: Path) -> None:
     """A grid of samples, the same noise and labels every time, so that progress is seen."""
     result = method.result()
     told = any("image" in getattr(module, "accepts", ()) for module in method.modules())
-    if isinstance(result, Sampled) and len(result.shape) == 3 and not told:
+    if isinstance(result, Sampled) and len(result.shape) == 3 and result.shape[0] in (1, 3) and not told:
         cond = labels_for(range(40), result.num_classes)
         place = next(result.parameters()).device
         images = result.generate(range(40), Noise(0), cond if cond is None else cond.to(place))
