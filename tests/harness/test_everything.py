@@ -110,6 +110,13 @@ SMALL: dict[tuple[str, str], Callable[[], Any]] = {
     ("method", "cd"): lambda: lookup("method", "cd")(_consistency(), _edm(), steps=4),
     ("method", "rectified-flow"): lambda: lookup("method", "rectified-flow")(_flow()),
     ("method", "flow-distillation"): lambda: lookup("method", "flow-distillation")(_flow(), _edm(), online=2),
+    ("method", "annealed-reflow"): lambda: lookup("method", "annealed-reflow")(_flow(), _edm(), steps=4, online=2),
+    ("method", "flow-guided-distillation"): lambda: lookup("method", "flow-guided-distillation")(
+        _flow(), _edm(), online=2
+    ),
+    ("method", "progressive"): lambda: lookup("method", "progressive")(
+        lookup("method", "progressive").student_of(_edm()), _edm(), n=2
+    ),
     ("method", "ctm"): lambda: lookup("method", "ctm")(
         _trajectory(), _edm(), points=4, teacher_steps=2, distance="squared", dsm_weight=1.0
     ),
