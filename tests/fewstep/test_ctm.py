@@ -364,6 +364,8 @@ def test_estimate_and_target_drop_the_same_units():
             parameter.add_(0.1 * torch.randn(parameter.shape))
     made = method(Trajectory(net, EDM()), None, dsm_weight=0.0).train()
     p = made.prepare(batch(shape=(1, 8, 8)), 0)
+    assert torch.equal(p.x_u, made.prepare(batch(shape=(1, 8, 8)), 0).x_u)  # no units are dropped on the way
+    assert made.target.training
     p.x_u, p.u = p.x_t, p.t
     assert made.loss(batch(shape=(1, 8, 8)), p, 0)["consistency"] == 0
     jump = made.student.jump(p.x_t, p.t, p.s)

@@ -14,12 +14,14 @@ from scoreline.core.errors import InputError
 from scoreline.core.load import load
 from scoreline.core.noise import Noise
 from scoreline.diffusion.closed_form import Gaussian
+from scoreline.diffusion.latent import Latent
 from scoreline.diffusion.preconditioned import Preconditioned
 from scoreline.diffusion.schedules import EDM, VP, Cosine, Discrete, Flow
 from scoreline.evaluate.likelihood import likelihood
 from scoreline.fewstep.ctm import CTM
 from scoreline.fewstep.maps import GaussianMap, Trajectory, inner_scalings, outer_scalings, outer_shift
 from scoreline.fewstep.trajectory import training_grid, trajectory_student, two_step
+from scoreline.nn.autoencoder import KLAutoencoder
 from scoreline.nn.dit import DiT
 from scoreline.nn.mlp import MLP
 from scoreline.nn.unet import UNet
@@ -159,6 +161,13 @@ def test_a_network_of_ones_own():
         trajectory_student(None)
     with pytest.raises(InputError, match="no network to copy"):
         trajectory_student(Gaussian(EDM(), torch.zeros(2), 1.0))
+    latents = Latent(
+        Preconditioned(MLP(in_shape=(4, 4, 4), width=8), EDM()),
+        KLAutoencoder(in_shape=(1, 8, 8), channel_mult=(1, 2)),
+        scale=0.7,
+    )
+    with pytest.raises(InputError, match="from latents"):
+        trajectory_student(latents.on(VP(), extrapolate=True))
     with pytest.raises(InputError, match="copied but not rebuilt"):
         trajectory_student(None, torch.nn.Linear(1, 1))
 

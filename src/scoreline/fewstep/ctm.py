@@ -45,6 +45,7 @@ from scoreline.fewstep.trajectory import check_teacher, training_grid, trajector
 from scoreline.samplers.generator import Sampled
 from scoreline.samplers.heun import Heun
 from scoreline.samplers.jumps import Jumps
+from scoreline.train.freezing import frozen
 
 __all__ = ["BOOTSTRAPS", "CTM", "ctm_loss", "draw_indices", "draw_number_of_steps", "dsm_levels", "dsm_loss"]
 __all__ += ["number_of_steps_weights"]
@@ -303,12 +304,13 @@ class CTM(Method):
                 every = torch.full((len(x),), self.teacher.num_classes, device=x.device)
                 cond = self.teacher.null(Cond(labels=every))
             return self.walk(self.teacher, x, index, len(times) - 1, cond)
-        if self.bootstrap == "heun":
-            return self.walk(self.target, x, index, len(times) - 1, cond)
-        stops = [times[0], times[-1]] if self.bootstrap == "jump" else [*times]
-        for t, s in itertools.pairwise(stops):
-            x = self.target.jump(x, t, s, cond)
-        return x
+        with frozen(self.target):  # a solver drops no units
+            if self.bootstrap == "heun":
+                return self.walk(self.target, x, index, len(times) - 1, cond)
+            stops = [times[0], times[-1]] if self.bootstrap == "jump" else [*times]
+            for t, s in itertools.pairwise(stops):
+                x = self.target.jump(x, t, s, cond)
+            return x
 
     def loss(self, batch: Any, shared: Shared, step: int) -> dict[str, Tensor]:
         p, student, outer = shared, self.student, self.target

@@ -13,6 +13,7 @@ from scoreline.core.artefact import build, describe
 from scoreline.core.denoiser import Denoiser
 from scoreline.core.errors import InputError
 from scoreline.core.schedule import Schedule
+from scoreline.diffusion.latent import Latent
 from scoreline.diffusion.preconditioned import Preconditioned
 from scoreline.diffusion.schedules import EDM
 from scoreline.fewstep.curricula import ascending_levels
@@ -81,10 +82,17 @@ def trajectory_student(teacher: Denoiser | None, net: nn.Module | None = None) -
         net: takes two times, or can be rebuilt so; a Trajectory stays as it is.
 
     Raises:
-        InputError: neither is given, the teacher has no network, or the network cannot take a second time.
+        InputError: neither is given, the teacher has no network or is one of latents, or the network cannot take a
+            second time.
     """
     if isinstance(net, Trajectory):
         return net
+    view = teacher
+    while view is not None and not isinstance(view, Latent):
+        view = getattr(view, "inner", None)
+    if view is not None:
+        mend = "makes images from latents, which no flow map does here; take a teacher of images"
+        raise InputError("teacher", type(view).__name__, mend)
     inner = None if teacher is None else innermost(teacher)
     if net is not None:
         schedule = EDM() if teacher is None else _known_range(teacher.schedule)
