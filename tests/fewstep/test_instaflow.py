@@ -19,7 +19,7 @@ from scoreline.data.pair_store import Pairs
 from scoreline.diffusion.closed_form import Gaussian, Mixture
 from scoreline.diffusion.preconditioned import Preconditioned
 from scoreline.diffusion.schedules import EDM, VP, Flow
-from scoreline.fewstep.flows import as_flow, interpolate, straightness
+from scoreline.fewstep.flows import as_flow, interpolate, starting_from, straightness
 from scoreline.fewstep.instaflow import (
     FlowDistillation,
     RectifiedFlow,
@@ -316,6 +316,24 @@ def test_bad_settings_of_a_rectified_flow(settings: dict[str, Any], said: str):
 def test_bad_settings_of_a_distillation(settings: dict[str, Any], said: str):
     with pytest.raises(InputError, match=said):
         FlowDistillation(student(), **settings)
+
+
+def test_students_start_where_they_were_trained():
+    """The networks are told nothing of t' below 1e-3 in training, so that sampling must not ask there."""
+    plain, edm = RectifiedFlow.student_of(None, student().net), FlowDistillation.student_of(load("digits"))
+    velocity = RectifiedFlow.student_of(Preconditioned(MLP(in_shape=(2,)), VP(), kind="v"))
+    for made in (plain, edm, velocity):
+        assert made.schedule.t_max == 0.999
+    assert edm.sigma_data == 0.75
+    told: list[float] = []
+    trace = plain.net.trace
+    plain.net.trace = lambda y, at, *rest: told.extend(at.tolist()) or trace(y, at, *rest)  # type: ignore[union-attr]
+    Euler(steps=1)(plain, Noise(0).at([0], (2,)))
+    assert told == pytest.approx([0.999])  # 999 t' at t' = 1e-3
+    earlier = starting_from(plain, 0.5)
+    assert earlier.net is plain.net
+    assert earlier.schedule.t_max == 0.5
+    assert starting_from(earlier, 0.7) is earlier
 
 
 def test_labels_must_fit():

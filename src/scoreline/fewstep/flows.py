@@ -151,6 +151,24 @@ def flow_student(teacher: Denoiser | None, net: nn.Module | None = None, *, form
     return _in_latents(made, teacher)
 
 
+def starting_from(student: Denoiser, t_max: float) -> Denoiser:
+    """The same student, sampled from t_max on instead of from its own noisiest level; its network is shared.
+
+    A student that was trained up to 1 - eps must be asked there: its time features tell the levels beyond apart.
+
+    Args:
+        student: a denoiser on the flow schedule; one that starts no later stays as it is.
+        t_max: in (0, 1].
+    """
+    if student.schedule.t_max <= t_max:
+        return student
+    flow = Flow(t_min=student.schedule.t_min, t_max=t_max)
+    if type(student) is Preconditioned:
+        told, sd = student.time_input, student.sigma_data
+        return Preconditioned(student.net, flow, kind=student.kind, sigma_data=sd, time_input=told)
+    return student.on(flow, extrapolate=True)
+
+
 def _moves_freely(model: Preconditioned) -> bool:
     """Whether the network is told nothing but sigma/alpha, so that another schedule is the same network again."""
     return model.kind == "edm" and model.time_input == "ln-sigma/4" and not model.learned_variance

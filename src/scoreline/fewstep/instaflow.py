@@ -40,6 +40,7 @@ from scoreline.fewstep.flows import (
     network_of,
     pair_of,
     stage_straightness,
+    starting_from,
     velocity_loss,
 )
 from scoreline.fewstep.teachers import advance, guided_teacher
@@ -51,8 +52,10 @@ __all__ += ["guided_velocity", "online_pairs", "reflow_loss", "stage_straightnes
 
 Lr = float | Callable[[int], float]
 
+EPS = 1e-3  # where training and, in the released code, sampling start, in t'
 
-def training_times(u: Tensor, *, eps: float = 1e-3) -> Tensor:
+
+def training_times(u: Tensor, *, eps: float = EPS) -> Tensor:
     """t' = eps + u (1 - eps) in the papers' time, (B,) float64.
 
     Args:
@@ -187,7 +190,7 @@ class RectifiedFlow(Method):
         *,
         online: int = 0,
         guidance: float = 1.0,
-        eps: float = 1e-3,
+        eps: float = EPS,
         p_uncond: float = 0.0,
         flips: bool = False,
         lr: Lr = 2e-4,
@@ -209,8 +212,8 @@ class RectifiedFlow(Method):
 
     @staticmethod
     def student_of(teacher: Denoiser | None, net: nn.Module | None = None) -> Denoiser:
-        """A flow of a network, or of a copy of the teacher's; see :func:`scoreline.fewstep.flows.flow_student`."""
-        return flow_student(teacher, net)
+        """A flow of a network, or of a copy of the teacher's, from t = 1 - 1e-3 on: see :func:`flow_student`."""
+        return starting_from(flow_student(teacher, net), 1 - EPS)
 
     def frozen(self) -> tuple[nn.Module, ...]:
         return () if self.teacher is None else (self.teacher,)
@@ -247,7 +250,8 @@ class FlowDistillation(Method):
         distance: D for k = 1, a name in `scoreline.fewstep.distances.DISTANCES`; the paper ends with lpips-vgg. More
             steps take the squared velocity.
         size: LPIPS only: pixels to which images are resized; None leaves them.
-        eps: how far from pure noise the student is trained: 0, or 1e-3 as in the released code.
+        eps: how far from pure noise the student is trained: 0, or 1e-3 as in the released code; no nearer than its own
+            noisiest level.
         online, guidance: as of :class:`RectifiedFlow`.
         lr: learning rate, or a function of the step.
         optimizer, settings, clip: see :class:`scoreline.core.method.Update`.
@@ -290,8 +294,8 @@ class FlowDistillation(Method):
 
     @staticmethod
     def student_of(teacher: Denoiser | None, net: nn.Module | None = None) -> Denoiser:
-        """A flow of a network, or of a copy of the teacher's; see :func:`scoreline.fewstep.flows.flow_student`."""
-        return flow_student(teacher, net)
+        """A flow of a network, or of a copy of the teacher's, from t = 1 - 1e-3 on: see :func:`flow_student`."""
+        return starting_from(flow_student(teacher, net), 1 - EPS)
 
     def frozen(self) -> tuple[nn.Module, ...]:
         return () if self.teacher is None else (self.teacher,)
