@@ -212,6 +212,8 @@ def test_online_pairs_are_eulers():
     assert torch.allclose(online_pairs(FIRST, z.normal(), 20), Euler(steps=20)(FIRST, z).x, atol=1e-10)
     fine = online_pairs(Gaussian(VP(), MU, S * S), z.normal(), 400)
     assert torch.allclose(fine, MU + S * z.normal(), atol=0.02)
+    short = Gaussian(VP(t_max=0.4), MU, S * S)  # its flow ends at 0.65
+    assert torch.allclose(online_pairs(short, z.normal(), 20), Euler(steps=20)(as_flow(short), z).x, atol=1e-10)
 
 
 def test_reflow_then_distillation_on_gaussian_pairs():
