@@ -10,8 +10,8 @@ A to C are run in 1, 2, 4 and 8 steps over the test pairs: PSNR, SSIM, Frechet d
 
 The rule, from the plan of this claim:
 - confirmed: B below A in Frechet distance and in colour shift at 1, 2 and 4 steps on all seeds, with a PSNR less than
-  1 dB below; B at 4 steps within 15 % of D's distance, in at least 10 times less time, counted in evaluations (the exact
-  teacher's seconds are not those of a network).
+  1 dB below; B at 4 steps within 15 % of D's distance, in at least 10 times less time, counted in evaluations (the
+  exact teacher's seconds are not those of a network).
 - refuted: A and B agree within one standard deviation over seeds in Frechet distance, at 1, 2 and 4 steps.
 """
 

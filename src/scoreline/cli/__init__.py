@@ -21,6 +21,7 @@ VERBS = {
     "imbalance": "metrics of two classes under imbalance and label noise, with intervals",
     "train": "train a model from a preset or a config file; resumes when run again",
     "distill": "train a student that makes an image in one to four evaluations; resumes when run again",
+    "translate": "a folder of pictures through a model that makes images from images, and its scores",
     "pairs": "pairs of noise and image of a model, for students that learn from them",
     "calibrate": "estimate once what dpm-solver-v3 or denoising-mcmc wants to know of a model",
     "data": "summary and picture grid of a data set",

@@ -35,7 +35,7 @@ from scoreline.data.images import Batch, Images
 from scoreline.data.load import load_images
 from scoreline.data.pixels import OnBadImage, open_records
 
-__all__ = ["SENSORS", "Paired", "load_paired", "sar_like"]
+__all__ = ["SENSORS", "Paired", "load_paired", "pictures_in", "sar_like"]
 
 COMPRESSION = 10.0
 
@@ -195,30 +195,35 @@ def load_paired(
     return Paired(*opened)
 
 
+def pictures_in(root: Path) -> list[str]:
+    """Paths of the pictures below a folder, with forward slashes, in the order in which `load_folder` reads them."""
+    found = []
+    for here, folders, names in os.walk(root):
+        folders[:] = [folder for folder in folders if not folder.startswith(".")]
+        for name in names:
+            if name.lower().endswith(SUFFIXES) and not name.startswith("."):
+                found.append(Path(here, name).relative_to(root).as_posix())
+    return sorted(found, key=lambda path: path.split("/"))
+
+
 def _partners(root: Path, first: str, second: str) -> tuple[list[str], list[str]]:
     """Paths inside `root` of both sides, in one order.
 
     A path is of a side where one of its folders is called like it, or so with a number, as SEN1-2's s1_12; its partner
     has the other side's name in that folder and, where the side stands between underscores, in the file's name.
     """
-    files: list[str] = []
-    for here, folders, names in os.walk(root):
-        folders[:] = [folder for folder in folders if not folder.startswith(".")]
-        for name in names:
-            if name.lower().endswith(SUFFIXES) and not name.startswith("."):
-                files.append(Path(here, name).relative_to(root).as_posix())
-    there = set(files)
+    files = pictures_in(root)
     keys: dict[str, dict[str, str]] = {first: {}, second: {}}
-    for path in sorted(files):
+    for path in files:
         for side in (first, second):
             pattern = re.compile(rf"(?<![^/_]){re.escape(side)}(?=[_/])")
             if any(re.fullmatch(rf"{re.escape(side)}(_\w+)?", folder) for folder in path.split("/")[:-1]):
                 keys[side][pattern.sub("\0", path)] = path
                 break
-    for side, other in ((first, second), (second, first)):
+    for side in (first, second):
         if not keys[side]:
-            found = f"{len(there)} pictures elsewhere" if there else "no pictures"
-            raise ArtefactError(f"folder {root}", None, f"holds no pictures under a folder {side} ({found})")
+            raise ArtefactError(f"folder {root}", None, f"holds no pictures under a folder {side}")
+    for side, other in ((first, second), (second, first)):
         for key, path in keys[side].items():
             if key not in keys[other]:
                 missing = key.replace("\0", other)

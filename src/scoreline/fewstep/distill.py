@@ -198,6 +198,7 @@ def steps_picture(
         data: paired images, of which a student that is told an image sees the first; others need none.
         count: images a row.
     """
+    count = min(count, len(data)) if isinstance(data, Paired) else count
     cond = labels_for(range(count), student.num_classes)
     rows, names = [], []
     pairs = data.batch(range(count)) if isinstance(data, Paired) else None
