@@ -10,7 +10,20 @@ import torch
 from scipy.stats import kstest, norm
 
 from scoreline.core.errors import InputError
-from scoreline.diffusion.levels import LEVELS, antithetic, draw_levels, logit_normal, lognormal, uniform, uniform_index
+from scoreline.diffusion.levels import (
+    LEVELS,
+    antithetic,
+    draw_levels,
+    logit_normal,
+    lognormal,
+    mirrored,
+    one_sided,
+    u_shaped,
+    u_shaped_density,
+    u_shaped_quantile,
+    uniform,
+    uniform_index,
+)
 from scoreline.diffusion.schedules import EDM, VE, VP, Discrete, Flow
 
 F8 = torch.float64
@@ -84,3 +97,63 @@ def test_antithetic_levels_stay_uniform():
     t = torch.stack([antithetic(draw_levels("uniform-index", row, Discrete(T=1000)), 1000) for row in u])
     assert kstest((t.flatten().numpy() + 0.5) / 1000, "uniform").pvalue > 1e-3
     assert float(t[:, 3].add(t[:, 0]).unique()) == 999
+
+
+@pytest.mark.check(system=19, number=1)
+@pytest.mark.parametrize("a", [0.5, 4.0, 9.0])
+def test_the_u_shaped_density(a: float):
+    t = torch.linspace(0, 1, 20_001, dtype=F8)
+    p = u_shaped_density(t, a)
+    assert float(torch.trapezoid(p, t)) == pytest.approx(1, abs=1e-6)
+    torch.testing.assert_close(p, p.flip(0))
+    assert float(p[0]) == pytest.approx(a * (math.exp(a) + 1) / (2 * (math.exp(a) - 1)))
+    assert float(p[10_000]) == pytest.approx(a / (2 * math.sinh(a / 2)))
+    # both of its printed forms
+    other = a * (torch.exp(a * t) + torch.exp(a * (1 - t))) / (2 * (math.exp(a) - 1))
+    torch.testing.assert_close(p, other)
+    if a == 4:
+        assert [round(float(v), 4) for v in (p[0], p[10_000])] == [2.0746, 0.5514]
+    near = u_shaped_density(t, 1e-4)
+    torch.testing.assert_close(near, torch.ones_like(t), atol=1e-7, rtol=0)
+    assert torch.equal(u_shaped_density(t, 0.0), torch.ones_like(t))
+
+
+@pytest.mark.check(system=19, number=1)
+def test_times_of_the_u_have_its_density():
+    u = (torch.arange(4000, dtype=F8) + 0.5) / 4000
+    # the quantile undoes the distribution function, whose derivative is the density
+    for a in (0.0, 0.3, 4.0, 9.0):
+        t = u_shaped_quantile(u, a)
+        slope = t.diff() / u.diff()
+        torch.testing.assert_close(1 / slope, u_shaped_density((t[1:] + t[:-1]) / 2, a), rtol=1e-2, atol=1e-4)
+        assert ((t >= 0) & (t <= 1)).all()
+        torch.testing.assert_close(t + t.flip(0), torch.ones_like(t))
+    # one half of the U: q(u) = a e^(a u)/(e^a - 1)
+    half = one_sided(u, 4.0)
+    q = 4 * torch.exp(4 * (half[1:] + half[:-1]) / 2) / (math.exp(4) - 1)
+    torch.testing.assert_close(u.diff() / half.diff(), q, rtol=1e-3, atol=0)
+    assert torch.equal(one_sided(u, 0.0), u)
+    # with its mirror image it is the U
+    both, _ = torch.cat([half, 1 - half]).sort()
+    torch.testing.assert_close(both[::2], u_shaped_quantile(u, 4.0), atol=2e-3, rtol=0)
+    flow = Flow(t_min=1e-5, t_max=1 - 1e-5)
+    ends = u_shaped(torch.tensor([0.0, 0.5, 1 - 2.0**-53], dtype=F8), flow)
+    assert ends.tolist() == pytest.approx([1e-5, 0.5, 1 - 1e-5], abs=1e-12)
+    torch.testing.assert_close(draw_levels("u-shaped", u, flow), 1e-5 + (1 - 2e-5) * u_shaped_quantile(u))
+    for broken in (lambda: u_shaped_density(u, -1.0), lambda: one_sided(u, -1.0), lambda: u_shaped_quantile(u, -1.0)):
+        with pytest.raises(InputError, match="steepness"):
+            broken()
+
+
+def test_a_batch_of_the_released_code_is_half_of_times_and_mirror_images():
+    r = torch.tensor([0.1, 0.6, 0.9], dtype=F8)
+    u = one_sided(r)
+    keys = torch.tensor([0.5, 0.9, 0.1, 0.8, 0.7, 0.3], dtype=F8)
+    torch.testing.assert_close(mirrored(r, keys), torch.stack([u[2], 1 - u[2], u[0]]))
+    rng = np.random.default_rng(0)
+    times = torch.cat([mirrored(*(torch.from_numpy(rng.random(n)) for n in (8, 16))) for _ in range(250)])
+    a = 4.0
+    p_value = kstest(times.numpy(), lambda t: 0.5 + np.sinh(a * (t - 0.5)) / (2 * math.sinh(a / 2))).pvalue
+    assert p_value > 1e-3
+    with pytest.raises(InputError, match="two for each"):
+        mirrored(r, keys[:3])

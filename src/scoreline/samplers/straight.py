@@ -3,8 +3,9 @@
 In the time of flows, t = 0 data and t = 1 noise, with xhat = z_t - t v(z_t, t):
     default   z_s = z_t + (s - t) v = (1 - s) xhat + s (xhat + v)
     new       z_s = (1 - s) xhat + s z_1
-Where paths are straight, xhat + v is z_1 and the two are the same, as they are at a single step. Where they are bent
-the new rule solves no ODE: it asks the model where its own line from z_1 to xhat passes.
+Where paths are straight, xhat + v is z_1 and the two are the same. They are the same on any path with one step or two,
+since the first step leaves from z_1 and the last one keeps nothing of it; from the third step on they differ, and on
+bent paths the new rule solves no ODE: it asks the model where its own line from z_1 to xhat passes.
     Heun      v <- (v(z_t, t) + v(z', s))/2 with z' from the chosen rule, which is then applied from z_t; the last step
               is a plain one, so that N steps cost 2N - 1 evaluations
 
