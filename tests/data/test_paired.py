@@ -69,10 +69,10 @@ def test_folders_of_two_sides(tmp_path: Path):
     back = load_paired(tmp_path / "sen", paired="s2,s1")
     assert (back.shape, back.source_shape) == ((1, 4, 4), (3, 4, 4))
     (tmp_path / "sen/ROIs1158_spring/s2_12/ROIs1158_spring_s2_12_p2.png").unlink()
-    with pytest.raises(InputError, match="s2_12/ROIs1158_spring_s2_12_p2.png is missing"):
+    with pytest.raises(InputError, match=r"s2_12/ROIs1158_spring_s2_12_p2\.png is missing"):
         load_paired(tmp_path / "sen", paired="s1,s2")
     (tmp_path / "plain/s1/deep/p1.png").unlink()
-    with pytest.raises(InputError, match="s1/deep/p1.png is missing"):
+    with pytest.raises(InputError, match=r"s1/deep/p1\.png is missing"):
         load_paired(tmp_path / "plain", paired="s1,s2")
 
 

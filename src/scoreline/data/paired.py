@@ -71,7 +71,8 @@ class Paired:
             raise InputError("source", len(source), f"needs one image for each of the {len(images)} images")
         self.images, self.source, self.tag, self.stand_in = images, source, tag, stand_in
         self.name = name or images.name
-        self.shape, self.index = images.shape, images.index
+        self.shape: tuple[int, ...] = images.shape
+        self.index = images.index
         self.labels, self.num_classes, self.class_names = images.labels, images.num_classes, images.class_names
         self.source_shape: tuple[int, ...] = tuple(self.batch([0]).extras["source"].shape[1:])
         if self.source_shape[1:] != tuple(self.shape[1:]):

@@ -114,7 +114,7 @@ def translate(
             kept.append(made)
         else:
             done(here, made)
-    told = {"nfe": float(generator.nfe), "seconds per image": spent / timed}
+    told = {"nfe": float(generator.nfe or 0), "seconds per image": spent / timed}
     return (torch.cat(kept) if done is None else None), told
 
 
