@@ -61,6 +61,11 @@ def _latent_consistency() -> Denoiser:
     return lookup("denoiser", "latent-consistency")(_unet(), lookup("schedule", "discrete")(), points=50)
 
 
+def _guided_consistency() -> Denoiser:
+    net = lookup("network", "mlp")(in_shape=IMAGE, width=32)
+    return lookup("denoiser", "guided-consistency")(net, lookup("schedule", "discrete")())
+
+
 def _trajectory() -> Denoiser:
     net = lookup("network", "mlp")(in_shape=IMAGE, width=32, second_time=True)
     return lookup("denoiser", "trajectory")(net, lookup("schedule", "edm")())
@@ -74,6 +79,7 @@ SMALL: dict[tuple[str, str], Callable[[], Any]] = {
     ("denoiser", "preconditioned"): lambda: lookup("denoiser", "preconditioned")(_unet(), lookup("schedule", "edm")()),
     ("denoiser", "consistency"): lambda: lookup("denoiser", "consistency")(_unet(), lookup("schedule", "edm")()),
     ("denoiser", "latent-consistency"): lambda: _latent_consistency(),
+    ("denoiser", "guided-consistency"): lambda: _guided_consistency(),
     ("denoiser", "trajectory"): lambda: _trajectory(),
     ("denoiser", "gaussian"): lambda: lookup("denoiser", "gaussian")(
         lookup("schedule", "vp")(), torch.zeros(IMAGE), 0.5
@@ -122,6 +128,9 @@ SMALL: dict[tuple[str, str], Callable[[], Any]] = {
     ),
     ("method", "adversarial-consistency"): lambda: lookup("method", "adversarial-consistency")(
         _latent_consistency(), _eps(_unet())
+    ),
+    ("method", "scott"): lambda: lookup("method", "scott")(
+        _guided_consistency(), _eps(lookup("network", "mlp")(in_shape=IMAGE, width=32)), guidance=None
     ),
     ("discriminator", "taps"): lambda: lookup("discriminator", "taps")(_unet()),
     ("discriminator", "features"): lambda: lookup("discriminator", "features")(lookup("encoder", "digits")()),

@@ -50,6 +50,7 @@ TABLE: dict[str, dict[str, str]] = {
         "on-schedule": "scoreline.core.denoiser:OnSchedule",
         "consistency": "scoreline.fewstep.maps:ConsistencyFunction",
         "latent-consistency": "scoreline.fewstep.maps:LatentConsistency",
+        "guided-consistency": "scoreline.fewstep.guided:GuidedConsistency",
         "trajectory": "scoreline.fewstep.maps:Trajectory",
     },
     "sampler": {
@@ -86,6 +87,7 @@ TABLE: dict[str, dict[str, str]] = {
         "ict": "scoreline.fewstep.ict:ICT",
         "ct": "scoreline.fewstep.consistency_models:CT",
         "cd": "scoreline.fewstep.consistency_models:CD",
+        "scott": "scoreline.fewstep.scott:SCott",
         "ctm": "scoreline.fewstep.ctm:CTM",
         "adversarial-consistency": "scoreline.fewstep.sar_to_optical:AdversarialConsistency",
         "rectified-flow": "scoreline.fewstep.instaflow:RectifiedFlow",

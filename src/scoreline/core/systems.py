@@ -108,7 +108,15 @@ SYSTEMS = (
         "scoreline.samplers.ddpm",
         ("scoreline.samplers.ddim", "scoreline.guidance.extrapolate"),
     ),
-    System("10", "SCott", "scott", "2403.01505", 10, "scoreline.fewstep.scott"),
+    System(
+        "10",
+        "SCott",
+        "scott",
+        "2403.01505",
+        10,
+        "scoreline.fewstep.scott",
+        ("scoreline.fewstep.guided", "scoreline.fewstep.adversarial", "scoreline.samplers.er_sde"),
+    ),
     System(
         "11",
         "SAR-to-optical distillation",
