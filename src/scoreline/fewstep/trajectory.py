@@ -60,7 +60,7 @@ def two_step(points: int, first: int, second: int, schedule: Schedule | None = N
 
     >>> gamma, times = two_step(40, 36, 20)
     >>> round(gamma, 6), [round(t, 4) for t in times]
-    (0.999984, [80.0, 1.9233, 0.0])
+    (0.999992, [80.0, 2.2404, 0.0])
     """
     schedule = EDM() if schedule is None else schedule
     if not 0 < second <= first < points:
