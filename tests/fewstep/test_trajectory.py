@@ -97,6 +97,12 @@ def test_on_any_schedule_and_of_any_kind_a_jump_is_the_same_combination(kind, sc
     later, ratio = schedule.alpha(s).view(-1, 1, 1, 1), (model.level(s) / model.level(t)).view(-1, 1, 1, 1)
     paper = ratio * x / alpha + (1 - ratio) * model.inner(x, t, s)
     assert torch.allclose(model.jump(x, t, s) / later, paper, atol=1e-5)
+    other = Trajectory(model.net, schedule, kind=kind, outer="variance")
+    keep, add = outer_scalings(model.level(t), model.level(s), "variance", 0.5, float(model.level(schedule.t_min)))
+    paper = keep.view(-1, 1, 1, 1) * x / alpha + add.view(-1, 1, 1, 1) * model.inner(x, t, s)
+    assert torch.allclose(other.jump(x, t, s) / later, paper, atol=1e-5)
+    post = other(x, t)
+    assert torch.allclose(alpha * post.mean + sigma * post.eps, x, atol=1e-4)
 
 
 def test_a_student_of_another_kind_starts_near_its_teacher_and_learns_from_it():
