@@ -29,7 +29,7 @@ from scoreline.core.cond import Cond
 from scoreline.core.denoiser import Denoiser
 from scoreline.core.errors import InputError, unknown_name
 from scoreline.core.method import Method, Update
-from scoreline.core.noise import Noise
+from scoreline.core.noise import Draws, Noise
 from scoreline.core.schedule import Time, arithmetic, spread
 from scoreline.data.pair_store import Pairs
 from scoreline.diffusion.levels import draw_levels, mirrored, u_shaped
@@ -142,12 +142,12 @@ def rfpp_loss(
         return velocity_loss(v, x, z).mean()
     c = huber_constant(x.shape[1:], "linear") if c is None else c
     each = huber(v, velocity_target(x, z), c)
-    each = w.to(each) * each  # type: ignore[union-attr]
+    each = w.to(each) * each
     if premetric != "huber":
         if apart is None:
             raise InputError("apart", None, f"{premetric} needs LPIPS, a function of two batches of images")
         lp = apart(state - spread(t, v) * v, x)
-        each = each + perceptual.to(lp) * lp  # type: ignore[union-attr]
+        each = each + perceptual.to(lp) * lp
     return each.mean()
 
 
@@ -247,7 +247,7 @@ class RFPP(Method):
         self.student = student
         self.teacher = teacher.requires_grad_(False).eval() if inversion and teacher is not None else None
         self.levels, self.a, self.mirrored, self.inversion = levels, a, mirrored, inversion
-        self._times(torch.zeros(1, dtype=torch.float64), torch.zeros(2, dtype=torch.float64))
+        self._law(torch.zeros(1, dtype=torch.float64))
         weights(0.5, premetric)
         self.premetric, self.c = premetric, huber_constant(student.shape, c) if isinstance(c, str) else float(c)
         if not self.c > 0:
@@ -268,11 +268,16 @@ class RFPP(Method):
     def averaged(self) -> nn.Module:
         return network_of(self.student)
 
-    def _times(self, u: Tensor, keys: Tensor) -> Tensor:
+    def _law(self, u: Tensor) -> Tensor:
         schedule = self.student.schedule
-        if self.mirrored:
-            return schedule.t_min + mirrored(u, keys, self.a) * (schedule.t_max - schedule.t_min)
         return u_shaped(u, schedule, a=self.a) if self.levels == "u-shaped" else draw_levels(self.levels, u, schedule)
+
+    def _times(self, draws: Draws) -> Tensor:
+        u, schedule = draws.uniform(step=0, part=1), self.student.schedule
+        if not self.mirrored:
+            return self._law(u)
+        keys = torch.cat([draws.uniform(step=0, part=3), draws.uniform(step=0, part=4)])
+        return schedule.t_min + mirrored(u, keys, self.a) * (schedule.t_max - schedule.t_min)
 
     def prepare(self, batch: Any, step: int) -> Coupled:
         draws, x, z = batch.draws, batch.image, batch.extras.get("noise")
@@ -282,8 +287,7 @@ class RFPP(Method):
                 mend = "2-rectified flow++ learns from pairs (scoreline pairs), or from images with inversion=128"
                 raise InputError("data", "images", mend)
             z = invert(self.teacher.given(conditions(self.teacher, batch)), x, draws, steps=self.inversion)
-        keys = torch.cat([draws.uniform(step=0, part=3), draws.uniform(step=0, part=4)])
-        return Coupled(x, z.to(x), self._times(draws.uniform(step=0, part=1), keys), cond)
+        return Coupled(x, z.to(x), self._times(draws), cond)
 
     def loss(self, batch: Any, shared: Coupled, step: int) -> Tensor:
         s = shared
