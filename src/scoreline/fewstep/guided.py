@@ -22,6 +22,7 @@ from scoreline.core.errors import InputError
 from scoreline.core.schedule import Schedule, Time, spread
 from scoreline.fewstep.curricula import solver_levels
 from scoreline.fewstep.maps import LatentConsistency
+from scoreline.fewstep.teachers import innermost
 
 __all__ = ["POINTS", "SKIP", "USUAL", "GuidedConsistency", "WeightGuided", "sub_steps"]
 
@@ -75,7 +76,8 @@ class WeightGuided(View):
 
     def __init__(self, inner: Denoiser) -> None:
         super().__init__(inner)
-        if inner.num_classes is None and type(inner).null is Denoiser.null:
+        accepts = getattr(getattr(innermost(inner), "net", None), "accepts", ())
+        if inner.num_classes is None and not {"tokens", "vector"} & set(accepts):
             raise InputError("guidance", type(inner).__name__, "the teacher has no conditions; give guidance: null")
         self.evaluations = 2 * inner.evaluations
 
