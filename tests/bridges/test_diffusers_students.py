@@ -36,7 +36,7 @@ def test_networks_of_diffusers_are_described_by_their_config(request: Any, kind:
     cond = Cond(labels=torch.tensor([1, 3]))
     assert torch.equal(again(x, 500.0, cond).mean, teacher(x, 500.0, cond).mean)
     assert isinstance(again.net, DiffusersUNet if kind == "unet" else DiffusersDiT)
-    with pytest.raises(InputError, match="cannot be rebuilt|not rebuilt"):
+    with pytest.raises(InputError, match="not rebuilt"):
         rebuilt(again.net, {"second_time": True})
     with pytest.raises(InputError, match="class of diffusers"):
         lookup("bridge", f"diffusers-{kind}")({"_class_name": "AutoencoderKL"})

@@ -101,7 +101,6 @@ def test_every_digits_preset_resolves(name: str, tmp_path: Path) -> None:
 def test_every_other_preset_is_well_formed_and_says_what_it_requires(name: str) -> None:
     try:
         recipe = read_recipe(name, teacher=None if "teacher" in recipe_file(name) else "digits")
-    except InputError as error:
-        assert "learns without one" in error.mend
-        recipe = read_recipe(name)
+    except InputError:
+        recipe = read_recipe(name)  # of a method without a teacher, which refuses to be given one
     assert recipe.requires == "cuda"

@@ -1,7 +1,7 @@
 """Pairs of noise and image, the training data of reflow and regression: in memory, or a folder that is memory-mapped.
 
-A pair is (z, x): z standard normal, x where a deterministic sampler of a teacher took it. A batch holds x as `image` and
-z as `extras["noise"]`. The folder holds `pairs.json`, which says how the pairs were made, and per shard the files
+A pair is (z, x): z standard normal, x where a deterministic sampler of a teacher took it. A batch holds x as `image`
+and z as `extras["noise"]`. The folder holds `pairs.json`, which says how the pairs were made, and per shard the files
 `image-00000.npy`, `noise-00000.npy` (unless the noise is kept as a seed only) and `label-00000.npy` (of models with
 classes). A shard is there when its image file is; `scoreline pairs` writes them (:mod:`scoreline.evaluate.pairs`).
 
