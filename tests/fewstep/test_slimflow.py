@@ -20,7 +20,7 @@ from scoreline.data.pair_store import Pairs
 from scoreline.diffusion.closed_form import Empirical, Gaussian
 from scoreline.diffusion.preconditioned import Preconditioned
 from scoreline.diffusion.schedules import VP, Flow
-from scoreline.fewstep.flows import interpolate, network_of, velocity_loss
+from scoreline.fewstep.flows import interpolate, network_of, training_times, velocity_loss
 from scoreline.fewstep.instaflow import RectifiedFlow, reflow_loss
 from scoreline.fewstep.recipe import make_method, make_student, read_recipe
 from scoreline.fewstep.slimflow import (
@@ -30,9 +30,7 @@ from scoreline.fewstep.slimflow import (
     annealed_noise,
     annealing,
     guided_losses,
-    slim_student,
     split_times,
-    training_times,
     two_step_target,
 )
 from scoreline.nn.mlp import MLP
@@ -66,7 +64,7 @@ def draws(count: int = 6, seed: int = 3, shape: tuple[int, ...] = (2,)):
 
 def student(seed: int = 0, shape: tuple[int, ...] = (2,), **more: Any) -> Denoiser:
     torch.manual_seed(seed)
-    return slim_student(None, MLP(in_shape=shape, width=32, depth=2, **more))
+    return AnnealedReflow.student_of(None, MLP(in_shape=shape, width=32, depth=2, **more))
 
 
 def batch_of(count: int = 16, shape: tuple[int, ...] = (2,), **extras: Tensor) -> SimpleNamespace:
@@ -267,12 +265,12 @@ def test_students_start_where_they_are_trained():
     Euler(steps=1)(made, Noise(3).at(range(6), (2,)))
     assert told == pytest.approx([999 * EPS] * 2)  # the code's label, 999 t'
     # a copy of a network in EDM's form keeps it, and other forms are asked by equal lambda
-    copy = slim_student(load("digits"))
+    copy = AnnealedReflow.student_of(load("digits"))
     assert isinstance(copy, Preconditioned)
     assert (copy.kind, copy.sigma_data, copy.schedule.t_max) == ("edm", 0.75, 1 - EPS)
     v = Preconditioned(MLP(in_shape=(2,)), VP(), kind="v")
-    assert slim_student(v).schedule.t_max == 1 - EPS
-    assert slim_student(None, made) is made  # type: ignore[arg-type]
+    assert AnnealedReflow.student_of(v).schedule.t_max == 1 - EPS
+    assert AnnealedReflow.student_of(None, made) is made  # type: ignore[arg-type]
 
 
 def test_the_chain_on_gaussian_pairs():

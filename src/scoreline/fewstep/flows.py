@@ -24,12 +24,12 @@ from scoreline.core.schedule import Time, spread
 from scoreline.diffusion.latent import Latent
 from scoreline.diffusion.preconditioned import Preconditioned
 from scoreline.diffusion.schedules import Flow
-from scoreline.fewstep.teachers import rebuilt
+from scoreline.fewstep.teachers import advance, rebuilt
 from scoreline.samplers.euler import Euler
 
 __all__ = ["EDGE", "as_flow", "conditions", "flow_student", "interpolate", "invert", "mean_straightness"]
-__all__ += ["network_of", "pair_of", "path_straightness", "stage_straightness", "straightness"]
-__all__ += ["velocity_loss", "velocity_target"]
+__all__ += ["network_of", "online_pairs", "pair_of", "path_straightness", "stage_straightness", "starting_from"]
+__all__ += ["straightness", "training_times", "velocity_loss", "velocity_target"]
 
 EDGE = 1e-5
 """How near to both ends of [0, 1] a model of another form is asked: sigma/alpha is 0 or infinite at the ends."""
@@ -65,6 +65,16 @@ def velocity_loss(velocity: Tensor, x: Tensor, z: Tensor) -> Tensor:
         z: noise, (B, ...).
     """
     return (velocity - velocity_target(x, z)).square().flatten(1).mean(1)
+
+
+def training_times(u: Tensor, *, eps: float = 1e-3) -> Tensor:
+    """t' = eps + u (1 - eps) in the papers' time, (B,) float64.
+
+    Args:
+        u: uniform on [0, 1), (B,).
+        eps: the least time.
+    """
+    return eps + u.double() * (1 - eps)
 
 
 def as_flow(model: Denoiser) -> Denoiser:
@@ -234,6 +244,21 @@ def pair_of(batch: Any) -> tuple[Tensor, Tensor]:
     x = batch.image
     z = batch.extras.get("noise")
     return x, batch.draws.reshaped(x.shape[1:]).normal().to(x) if z is None else z.to(x)
+
+
+def online_pairs(teacher: Denoiser, noise: Tensor, steps: int = 20, cond: Cond | None = None) -> Tensor:
+    """X_1 = ODE[v](X_0) by Euler steps of the teacher, without gradients, (B, *shape).
+
+    Args:
+        teacher: a denoiser on any schedule.
+        noise: X_0, (B, *shape) standard normal.
+        steps: evaluations, 20 in the code of rectified flow.
+        cond: conditions of the batch.
+    """
+    flow = as_flow(teacher)
+    top = float(flow.schedule.t_max)
+    times = torch.linspace(top, 0.0, steps + 1, dtype=torch.float64, device=noise.device)
+    return advance(Euler(), flow, noise * top, times[:, None].expand(-1, len(noise)), cond)
 
 
 def path_straightness(path: Sequence[Tensor], times: Any) -> Tensor:

@@ -33,17 +33,18 @@ from scoreline.core.method import Method, Update
 from scoreline.diffusion.schedules import Flow
 from scoreline.fewstep.distances import Distance, distance, squared
 from scoreline.fewstep.flows import (
-    as_flow,
     conditions,
     flow_student,
     interpolate,
     network_of,
+    online_pairs,
     pair_of,
     stage_straightness,
     starting_from,
+    training_times,
     velocity_loss,
 )
-from scoreline.fewstep.teachers import advance, guided_teacher
+from scoreline.fewstep.teachers import guided_teacher
 from scoreline.samplers.euler import Euler
 from scoreline.samplers.generator import Sampled
 
@@ -53,16 +54,6 @@ __all__ += ["guided_velocity", "online_pairs", "reflow_loss", "stage_straightnes
 Lr = float | Callable[[int], float]
 
 EPS = 1e-3  # where training and, in the released code, sampling start, in t'
-
-
-def training_times(u: Tensor, *, eps: float = EPS) -> Tensor:
-    """t' = eps + u (1 - eps) in the papers' time, (B,) float64.
-
-    Args:
-        u: uniform on [0, 1), (B,).
-        eps: the least time.
-    """
-    return eps + u.double() * (1 - eps)
 
 
 def distillation_times(u: Tensor, k: int, *, eps: float = 0.0) -> Tensor:
@@ -103,21 +94,6 @@ def guided_flow(model: Denoiser, a: float) -> Denoiser:
     if not a >= 1:
         raise InputError("guidance", a, "a flow is guided with 1 (conditional) or more; bind no label to leave it out")
     return guided_teacher(model, a)
-
-
-def online_pairs(teacher: Denoiser, noise: Tensor, steps: int = 20, cond: Cond | None = None) -> Tensor:
-    """X_1 = ODE[v](X_0) by Euler steps of the teacher, without gradients, (B, *shape).
-
-    Args:
-        teacher: a denoiser on any schedule.
-        noise: X_0, (B, *shape) standard normal.
-        steps: evaluations, 20 in the code of rectified flow.
-        cond: conditions of the batch.
-    """
-    flow = as_flow(teacher)
-    top = float(flow.schedule.t_max)
-    times = torch.linspace(top, 0.0, steps + 1, dtype=torch.float64, device=noise.device)
-    return advance(Euler(), flow, noise * top, times[:, None].expand(-1, len(noise)), cond)
 
 
 def reflow_loss(student: Denoiser, x: Tensor, z: Tensor, t: Tensor, cond: Cond | None = None) -> Tensor:

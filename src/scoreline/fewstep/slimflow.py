@@ -28,7 +28,6 @@ from scoreline.core.cond import Cond
 from scoreline.core.denoiser import Denoiser
 from scoreline.core.errors import InputError, unknown_name
 from scoreline.core.method import Method, Update
-from scoreline.diffusion.preconditioned import Preconditioned
 from scoreline.diffusion.schedules import Flow
 from scoreline.fewstep.distances import Distance, distance, squared
 from scoreline.fewstep.flows import (
@@ -37,16 +36,18 @@ from scoreline.fewstep.flows import (
     flow_student,
     interpolate,
     network_of,
+    online_pairs,
     pair_of,
     stage_straightness,
+    starting_from,
+    training_times,
     velocity_loss,
 )
-from scoreline.fewstep.teachers import advance
 from scoreline.samplers.euler import Euler
 from scoreline.samplers.generator import Sampled
 
 __all__ = ["ANNEALING", "EPS", "AnnealedReflow", "FlowGuidedDistillation", "annealed_noise", "annealing"]
-__all__ += ["guided_losses", "slim_student", "split_times", "training_times", "two_step_target"]
+__all__ += ["guided_losses", "split_times", "two_step_target"]
 
 Lr = float | Callable[[int], float]
 
@@ -96,16 +97,6 @@ def annealed_noise(z: Tensor, fresh: Tensor, b: float) -> Tensor:
         b: 0 to 1.
     """
     return z * math.sqrt(max(1.0 - b * b, 0.0)) + fresh * b
-
-
-def training_times(u: Tensor, *, eps: float = EPS) -> Tensor:
-    """t' = eps + u (1 - eps) in the code's time, (B,) float64.
-
-    Args:
-        u: uniform on [0, 1), (B,).
-        eps: the least time.
-    """
-    return eps + u.double() * (1 - eps)
 
 
 def split_times(u: Tensor, *, low: float = 0.2, high: float = 0.8) -> Tensor:
@@ -175,29 +166,6 @@ def guided_losses(
     return apart(ends[:n], x).mean(), apart(ends[n:], target).mean()
 
 
-def slim_student(teacher: Denoiser | None, net: nn.Module | None = None) -> Denoiser:
-    """A student as of :func:`scoreline.fewstep.flows.flow_student` that starts from t = 1 - eps, eps = 1e-3.
-
-    The network's time features tell 0 from 0.999 (the code's label is 999 t'), so that a student that was trained from
-    eps on must be asked from eps on.
-
-    Args:
-        teacher: the model whose network is copied; None with a network of one's own.
-        net: a network to train instead of a copy.
-
-    Raises:
-        InputError: see :func:`scoreline.fewstep.flows.flow_student`.
-    """
-    made = flow_student(teacher, net)
-    if made.schedule.t_max <= 1 - EPS:
-        return made
-    flow = Flow(t_min=made.schedule.t_min, t_max=1 - EPS)
-    if type(made) is Preconditioned:
-        told = made.time_input
-        return Preconditioned(made.net, flow, kind=made.kind, sigma_data=made.sigma_data, time_input=told)
-    return made.on(flow, extrapolate=True)
-
-
 @dataclass(frozen=True)
 class Paired:
     """What one turn of annealing shares: data ends, annealed noise, times (1 - t') and conditions."""
@@ -249,14 +217,14 @@ class AnnealedReflow(Method):
         self.rule, self.over, self.constant = rule, 3 / 8 * steps if over is None else over, constant
         annealing(0, rule=rule, over=self.over, constant=constant)
         self.student, self.online = student, online
-        self.teacher = as_flow(teacher).requires_grad_(False).eval() if teacher is not None and online else None
+        self.teacher = teacher.requires_grad_(False).eval() if teacher is not None and online else None
         network = network_of(student)
         self.updates = [Update(network, self.loss, optimizer=optimizer, lr=lr, settings=settings or {}, clip=clip)]
 
     @staticmethod
     def student_of(teacher: Denoiser | None, net: nn.Module | None = None) -> Denoiser:
-        """A flow of a network, or of a copy of the teacher's; see :func:`slim_student`."""
-        return slim_student(teacher, net)
+        """A flow of a network, or of a copy of the teacher's, from t = 1 - eps on: see :func:`flow_student`."""
+        return starting_from(flow_student(teacher, net), 1 - EPS)
 
     def frozen(self) -> tuple[nn.Module, ...]:
         return () if self.teacher is None else (self.teacher,)
@@ -354,8 +322,8 @@ class FlowGuidedDistillation(Method):
 
     @staticmethod
     def student_of(teacher: Denoiser | None, net: nn.Module | None = None) -> Denoiser:
-        """A flow of a network, or of a copy of the teacher's; see :func:`slim_student`."""
-        return slim_student(teacher, net)
+        """A flow of a network, or of a copy of the teacher's, from t = 1 - eps on: see :func:`flow_student`."""
+        return starting_from(flow_student(teacher, net), 1 - EPS)
 
     def frozen(self) -> tuple[nn.Module, ...]:
         return (self.guide,)
@@ -406,6 +374,4 @@ def _coupling(teacher: Denoiser | None, online: int, batch: Any) -> tuple[Tensor
     x, z = pair_of(batch)
     if teacher is None:
         return x, z
-    top = float(teacher.schedule.t_max)
-    times = torch.linspace(top, 0.0, online + 1, dtype=torch.float64, device=z.device)
-    return advance(Euler(), teacher, z * top, times[:, None].expand(-1, len(z)), conditions(teacher, batch)), z
+    return online_pairs(teacher, z, online, conditions(teacher, batch)), z
