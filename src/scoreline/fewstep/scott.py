@@ -122,7 +122,11 @@ def variance_ratio(
 
 @dataclass
 class Shared:
-    """What the updates of one turn share. `noises` (h, B, ...) are the solver's, one for each of its steps."""
+    """What the updates of one turn share.
+
+    `noises` (h, B, ...) are the solver's, one for each of its steps, 0 where it takes none. The student's update leaves
+    `fake`, its images as the discriminator is shown them, detached, and their `level`.
+    """
 
     z_n: Tensor
     z_m: Tensor
@@ -132,6 +136,7 @@ class Shared:
     cond: Cond | None
     told: Cond | None
     fake: Tensor | None = None
+    level: Tensor | None = None
 
 
 class SCott(Method):
@@ -273,7 +278,11 @@ class SCott(Method):
             low, high = self.range
             weight = (low + (high - low) * draws.uniform(step=0, part=3)).to(batch.image.dtype)
             cond, shown = (c.replace(weight=weight) for c in (cond or Cond(), told or Cond()))
-        noises = torch.stack([draws.normal(step=k + 1) for k in range(len(times) - 1)])
+        h = len(times) - 1
+        if self.solver.stochastic:
+            noises = torch.stack([draws.normal(step=k + 1) for k in range(h)])
+        else:
+            noises = torch.zeros((), device=times.device).expand(h, *batch.image.shape)
         z_n = self.student.schedule.marginal(batch.image, times[0], draws.normal())
         z_m = sde_steps(self.solver, self.teacher, z_n, times, noises, shown)
         return Shared(z_n, z_m, times[0], times[-1], noises, cond, told)
@@ -286,16 +295,21 @@ class SCott(Method):
         consistency = self.apart(pred, target).mean()
         if self.discriminator is None:
             return {"loss": consistency}
-        s.fake = pred.detach()
-        fooled = generator_loss(self._judged(batch, shared, pred, 5), self.adversarial)
+        s.level = self._level(batch, s)
+        shown = self._shown(batch, pred, s.level, 5)
+        s.fake = shown.detach()
+        fooled = generator_loss(self.discriminator(shown, s.level, s.told), self.adversarial)
         total = consistency + self.adversarial_weight * fooled
         return {"loss": total, "consistency": consistency.detach(), "adversarial": fooled.detach()}
 
     def critic_loss(self, batch: Any, shared: Shared, step: int) -> Tensor:
         """L_D of this turn's images, which the student's update left, and of the real ones."""
-        assert shared.fake is not None
-        real, fake = self._judged(batch, shared, batch.image, 6), self._judged(batch, shared, shared.fake, 5)
-        return discriminator_loss(real, fake, self.adversarial)
+        s = shared
+        assert self.discriminator is not None
+        assert s.fake is not None
+        assert s.level is not None
+        real = self.discriminator(self._shown(batch, batch.image, s.level, 6), s.level, s.told)
+        return discriminator_loss(real, self.discriminator(s.fake, s.level, s.told), self.adversarial)
 
     def after_update(self, step: int) -> None:
         ema_update(self.target, self.student, self.target_rate)
@@ -303,15 +317,18 @@ class SCott(Method):
     def result(self) -> Sampled:
         return Sampled(self.student.eval(), Jumps(steps=1))
 
-    def _judged(self, batch: Any, shared: Shared, image: Tensor, part: int) -> Tensor:
-        """Logits of images, noised by the draw (0, part) of each."""
-        assert self.discriminator is not None
+    def _level(self, batch: Any, shared: Shared) -> Tensor:
+        """The levels at which the discriminator judges, (B,)."""
         if not self.renoise:
-            return self.discriminator(image, torch.full_like(shared.n, self.student.end), shared.told)
+            return torch.full_like(shared.n, self.student.end)
+        return self.times[batch.draws.integers(len(self.times), step=0, part=4), 0]
+
+    def _shown(self, batch: Any, image: Tensor, level: Tensor, part: int) -> Tensor:
+        """Images as the discriminator is shown them: noised by the draw (0, part) of each."""
+        if not self.renoise:
+            return image
         draws = batch.draws.reshaped(image.shape[1:])
-        level = self.times[draws.integers(len(self.times), step=0, part=4), 0]
-        noisy = self.student.schedule.marginal(image, level, draws.normal(step=0, part=part))
-        return self.discriminator(noisy, level, shared.told)
+        return self.student.schedule.marginal(image, level, draws.normal(step=0, part=part))
 
 
 def _checked_range(guidance: Sequence[float] | None, student: GuidedConsistency) -> tuple[float, float] | None:
