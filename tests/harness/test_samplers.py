@@ -68,7 +68,7 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
     ],
     "er-sde": [{"phi": "ode"}, {"phi": "er-sde-1"}],
     "planned": [{"of": "dpm-solver++2m"}],
-    "straight": [{"heun": True}, {"rule": "default"}, {"rule": "default", "heun": True}],
+    "straight": [{"heun": True}, {"rule": "default", "heun": True}],
     "time-shift": [
         {"of": "ddpm", "cutoff": 0, "window": 200},
         {"of": "dpm-solver++2m", "cutoff": 0},
