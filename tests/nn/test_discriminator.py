@@ -76,7 +76,11 @@ def test_pairs_are_judged_in_order(name: str):
     x, y = torch.randn(2, 2, *SHAPE)
     out = critic(x, 19.0, y, 0.0)
     assert out.shape == (2, 1)
-    assert not torch.allclose(out, critic(y, 0.0, x, 19.0))
+    # Both states count, each in its own place; so do both levels where a new network looks at them at all.
+    others = [critic(y, 0.0, x, 19.0), critic(y, 19.0, y, 0.0), critic(x, 19.0, x, 0.0)]
+    if name == "mlp":
+        others += [critic(x, 0.0, y, 0.0), critic(x, 19.0, y, 19.0)]
+    assert not any(torch.allclose(out, other) for other in others)
     assert critic.trunk.model is not net
     assert all(p.requires_grad for p in critic.parameters())
 
