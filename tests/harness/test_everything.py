@@ -123,6 +123,7 @@ SMALL: dict[tuple[str, str], Callable[[], Any]] = {
     ("method", "progressive"): lambda: lookup("method", "progressive")(
         lookup("method", "progressive").student_of(_edm()), _edm(), n=2
     ),
+    ("method", "rfpp"): lambda: lookup("method", "rfpp")(_flow(), _edm(), premetric="huber", inversion=2),
     ("method", "ctm"): lambda: lookup("method", "ctm")(
         _trajectory(), _edm(), points=4, teacher_steps=2, distance="squared", dsm_weight=1.0
     ),
