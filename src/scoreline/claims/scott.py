@@ -71,7 +71,7 @@ class Scale:
 
 
 SIZES = {
-    "laptop": Scale(updates=2000, samples=5000, directions=100, data=20000),
+    "laptop": Scale(updates=1200, samples=5000, directions=100, data=20000),
     "smoke": Scale(updates=1, samples=50, directions=10, data=128),
 }
 
@@ -121,7 +121,7 @@ class SCottClaim(Claim):
     shrunk = (
         "eight modes in the plane, an MLP from a random start and teachers in closed form in place of Stable Diffusion",
         "the network answers with v, in place of the noise, of which errors grow 15 times at the noisiest level",
-        "batches of 64 in place of 128; no guidance",
+        "1200 updates of 64 points in place of 2000 of 128; no guidance",
         "sliced Wasserstein-1 of 5000 points in place of FID, modes reached in place of coverage",
         "points only: the plan's second run, on digits, is left out",
     )
