@@ -88,7 +88,7 @@ def translate(
     """Make an image from each source.
 
     Args:
-        model: takes `Cond(image=...)`.
+        model: takes `Cond(image=...)`; one that knows classes too is asked for none.
         sampler: with its steps chosen.
         sources: from positions to (B, C', H, W) in [-1, 1].
         count: how many there are; image i has noise i of the seed.
@@ -106,6 +106,8 @@ def translate(
     for start in range(0, count, batch_size):
         here = range(start, min(start + batch_size, count))
         cond = Cond(image=sources(here).to(device))
+        if model.num_classes is not None:
+            cond = cond.replace(labels=torch.full((len(here),), model.num_classes, device=device))
         begin = time.perf_counter()
         made = generator.generate(here, Noise(seed), cond).cpu()
         if start or count <= batch_size:
