@@ -321,7 +321,17 @@ def test_classes_are_those_of_the_pairs():
     shared = method.prepare(batch, 0)
     assert shared.cond is not None
     assert torch.equal(shared.cond.labels, batch.label)
-    assert torch.isfinite(method.loss(batch, shared, 0)["loss"])
+    both = method.loss(batch, shared, 0)
+    # pair by pair, each noise under its own label
+    rows = [slice(i, i + 1) for i in range(6)]
+    alone = [
+        guided_losses(
+            model, method.guide, shared.x[i], shared.z[i], shared.fresh[i], shared.r[i], Cond(labels=batch.label[i])
+        )
+        for i in rows
+    ]
+    assert both["distil"].item() == pytest.approx(sum(a.item() for a, _ in alone) / 6, rel=1e-4)
+    assert both["two_step"].item() == pytest.approx(sum(b.item() for _, b in alone) / 6, rel=1e-4)
     with pytest.raises(InputError, match="classes"):
         FlowGuidedDistillation(student(shape=(1, 8, 8)), load("digits"))
 
