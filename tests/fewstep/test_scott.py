@@ -404,3 +404,13 @@ def test_the_strength_survives_a_file(tmp_path: Path) -> None:
     student: Any = load(str(tmp_path / "student.safetensors"))
     assert isinstance(student, GuidedConsistency)
     assert float(student.guidance) == 0.75
+
+
+def test_the_average_follows_the_student() -> None:
+    method = method_of(None, target_rate=0.9)
+    weight, averaged = method.student.net.input.weight, method.target.net.input.weight
+    first = averaged.clone()
+    with torch.no_grad():
+        weight.add_(1.0)
+    method.after_update(0)
+    assert torch.allclose(averaged, first + 0.1)

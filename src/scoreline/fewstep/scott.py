@@ -263,8 +263,9 @@ class SCott(Method):
         )  # fmt: skip
 
     def frozen(self) -> tuple[nn.Module, ...]:
-        trunk = getattr(self.discriminator, "trunk", None)
-        return (self.teacher,) if not isinstance(self.discriminator, TapDiscriminator) else (self.teacher, trunk)
+        if isinstance(self.discriminator, TapDiscriminator) and self.discriminator.frozen_trunk:
+            return (self.teacher, self.discriminator.trunk)
+        return (self.teacher,)
 
     def averaged(self) -> nn.Module:
         return self.student.net
