@@ -105,7 +105,9 @@ def test_the_recipe_for_radar_takes_a_step(tmp_path: Path):
     assert fit(method, data, steps=1, batch_size=2).step == 1
 
 
-def test_data_without_a_source_is_refused(student: str):
+def test_data_without_a_source_and_a_teacher_that_has_no_place_are_refused():
+    with pytest.raises(InputError, match="learns without one"):
+        read_recipe("sar-to-optical", preset="digits", teacher="digits")
     recipe = read_recipe("sar-to-optical", preset="digits", changes={"steps": 2, "data": "cifar10"})
     assert recipe.stages[0]["data"] == {"source": "cifar10"}
     stage = read_recipe("sar-to-optical", preset="digits").stages[0]

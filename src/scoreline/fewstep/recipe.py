@@ -163,7 +163,9 @@ def read_recipe(
 def _uses_teacher(stage: Stage) -> bool:
     given = stage.get("student") or {"init": TEACHER}
     named = any((stage.get(key) or {}).get("from") == TEACHER for key in ("student", "pairs"))
+    # A stage that says {from: an earlier one} has its teacher.
     takes = TEACHER in inspect.signature(lookup("method", stage["method"])).parameters
+    takes = takes and not isinstance(stage.get(TEACHER), dict)
     return takes or named or "init" in given
 
 
