@@ -196,7 +196,7 @@ class Progressive(Method):
     """
 
     sampler = f"ddim:grid={GRID}"
-    made_for: tuple[int, ...] | None
+    made_for: tuple[int, ...] | None = None
 
     def __init__(
         self,
