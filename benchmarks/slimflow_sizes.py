@@ -66,7 +66,7 @@ def row(name: str, model: Denoiser, sampler: Sampler, quick: bool) -> dict[str, 
     found = [measured(model, sampler, seed, count) for seed in seeds]
     return {
         "name": name, "parameters": sum(p.numel() for p in model.parameters()), "macs": model_macs(model),
-        "nfe": sampler.plan(), "ms": latency(model, sampler),
+        "nfe": sampler.cost(sampler.plan()), "ms": latency(model, sampler),
         **{key: mean(one[key] for one in found) for key in ("fd-digits", "fd-pixels")},
     }  # fmt: skip
 
