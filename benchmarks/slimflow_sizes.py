@@ -1,7 +1,7 @@
 """Small flows by size: parameters, multiply-accumulates, latency on one CPU thread, evaluations and quality.
 
 Each size is the network of the preset slimflow-digits with other base channels, trained by both stages; what is trained
-already is read. fid@digits and the Frechet distance of pixels are those of the fixed protocol, 10,000 images a seed. The
+already is read. fid@digits and the Frechet distance of pixels are the fixed protocol's, 10,000 images a seed. The
 small flow is judged at 20 Euler steps, its one-step student at one. The latency is the median of 30 single images.
 
     python benchmarks/slimflow_sizes.py [--sizes 4,8,12,16] [--out runs/slimflow-sizes] [--steps N] [--quick]
