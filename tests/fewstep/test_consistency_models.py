@@ -253,7 +253,7 @@ def test_the_digits_presets_are_read(name):
 
 def test_a_small_image_is_shown_to_lpips_at_224_pixels(monkeypatch):
     asked = []
-    monkeypatch.setattr(consistency_models, "distance", lambda name, size: asked.append((name, size)))
-    consistency_models._named("lpips-vgg", 32)
-    consistency_models._named("lpips-vgg", 256)
-    assert asked == [("lpips-vgg", 224), ("lpips-vgg", None)]
+    monkeypatch.setattr(consistency_models, "named_distance", lambda name, size: asked.append((name, size)))
+    CT(student(), steps=10, distance="lpips-vgg")
+    CD(student(), teacher(), steps=10, distance="lpips-vgg")
+    assert asked == [("lpips-vgg", 224)] * 2

@@ -472,7 +472,7 @@ def test_the_cifar10_preset_is_built_and_takes_a_step(monkeypatch):
     taught = Preconditioned(net, EDM())
     (stage,) = read_recipe("ctm", preset="cifar10", teacher="its file").stages
     assert stage["settings"]["distance"] == "lpips-vgg"  # whose weights do not ship
-    monkeypatch.setattr(ctm, "distance", lambda name, size: squared)
+    monkeypatch.setattr(ctm, "named_distance", lambda name, size: {("lpips-vgg", 224): squared}[name, size])
     made = make_method(stage, make_student(stage, taught, {}), taught)
     assert (len(made.weights), made.points) == (17, 18)
     before = [part.output.bias.clone() for part in (made.student.net, net)]
@@ -489,11 +489,3 @@ def test_the_digits_preset_is_read():
     made = make_method(stage, make_student(stage, taught, {}), taught)
     assert (made.student.num_classes, made.student.sigma_data) == (10, 0.75)
     assert made.teacher is taught
-
-
-def test_a_small_image_is_shown_to_lpips_at_224_pixels(monkeypatch):
-    asked = []
-    monkeypatch.setattr(ctm, "distance", lambda name, size: asked.append((name, size)))
-    for name, side in (("lpips-vgg", 32), ("lpips-vgg", 256), ("squared", 32)):
-        ctm._distance(name, side)
-    assert asked == [("lpips-vgg", 224), ("lpips-vgg", None), ("squared", None)]

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from scoreline.core.errors import ArtefactError, InputError
-from scoreline.fewstep.distances import distance, elementwise_huber, huber_constant, pseudo_huber, squared
+from scoreline.fewstep.distances import distance, elementwise_huber, huber_constant, lpips_size, pseudo_huber, squared
 
 A, B = (torch.randn(4, 2, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(s)) for s in (0, 1))
 
@@ -35,6 +35,7 @@ def test_constants_and_names():
     assert torch.equal(distance("pseudo-huber")(A, B), pseudo_huber(A, B, 0.00054 * 6**0.5))
     assert torch.equal(distance("elementwise-huber")(A, B), elementwise_huber(A, B, 1e-3))
     assert torch.equal(distance("squared")(A, B), squared(A, B))
+    assert (lpips_size((3, 255, 255)), lpips_size((3, 256, 256))) == (224, None)
     with pytest.raises(InputError, match="did you mean 'squared'"):
         distance("squarred")
     with pytest.raises(InputError, match="must be positive"):

@@ -296,7 +296,7 @@ def test_a_teacher_makes_the_pairs_of_a_batch():
     ({"eps": 1.0}, "least time"),
     ({"p_uncond": 1.0}, "p_uncond"),
     ({"flips": True}, "belong to pictures"),
-    ({"online": 3}, "needs a teacher"),
+    ({"online": 3}, "which must be given"),
     ({"online": -1}, "counts Euler steps"),
     ({"teacher": Gaussian(Flow(), torch.zeros(3), 1.0)}, "same shape"),
     ({"teacher": Gaussian(Flow(), torch.zeros(2), 1.0), "online": 1, "guidance": 0.5}, "guided with 1"),

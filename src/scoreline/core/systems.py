@@ -247,9 +247,7 @@ SYSTEMS = (
     ),
     System("29", "Inception-v4", "inception-v4", "1602.07261", 8, "scoreline.nn.inception_v4"),
     System("30", "MSD", "msd", "2410.23274", 8, "scoreline.fewstep.msd"),
-    System(
-        "31", "SlimFlow", "slimflow", "2407.12718", 10, "scoreline.fewstep.slimflow", ("scoreline.fewstep.flows",)
-    ),
+    System("31", "SlimFlow", "slimflow", "2407.12718", 10, "scoreline.fewstep.slimflow", ("scoreline.fewstep.flows",)),
     System("32", "DMD2", "dmd2", "2405.14867", 10, "scoreline.fewstep.dmd2"),
     System("33", "AbeT", "abet", "2401.12129", 9, "scoreline.detect.abet"),
     System(

@@ -30,10 +30,11 @@ from scoreline.core.schedule import spread
 from scoreline.diffusion.schedules import EDM
 from scoreline.fewstep.consistency import as_target, consistency_student
 from scoreline.fewstep.curricula import ascending_levels, growing_points, target_rate
-from scoreline.fewstep.distances import Distance, distance, squared
+from scoreline.fewstep.distances import Distance, lpips_size, squared
+from scoreline.fewstep.distances import distance as named_distance
 from scoreline.fewstep.flows import conditions
 from scoreline.fewstep.maps import ConsistencyFunction
-from scoreline.fewstep.teachers import advance, copied, ema_update, guided_teacher
+from scoreline.fewstep.teachers import advance, check_alike, copied, ema_update, guided_teacher
 from scoreline.samplers.euler import Euler
 from scoreline.samplers.generator import Sampled
 from scoreline.samplers.heun import Heun
@@ -189,7 +190,7 @@ class CT(Method):
         if not 0 < mu0 < 1:
             raise InputError("mu0", mu0, "must lie between 0 and 1")
         self.student, self.steps, self.s0, self.s1, self.mu0, self.rho = student, steps, s0, s1, mu0, rho
-        self.apart = _named(distance, student.shape[-1])
+        self.apart = named_distance(distance, size=lpips_size(student.shape))
         self.target = copied(student)
         self._levels: dict[int, Tensor] = {}
         self.updates = [Update(student.net, self.loss, optimizer=optimizer, lr=lr, settings=settings or {}, clip=clip)]
@@ -275,13 +276,13 @@ class CD(Method):
             raise InputError("target_ema", target_ema, "must lie in [0, 1)")
         if solver not in SOLVERS:
             raise unknown_name("solver", solver, SOLVERS)
-        if tuple(teacher.shape) != tuple(student.shape):
-            raise InputError("student", tuple(student.shape), f"the teacher's images are {tuple(teacher.shape)}")
+        check_alike(student, teacher)
         schedule = student.schedule
         assert isinstance(schedule, EDM)
         self.student, self.rho, self.target_ema = student, rho, target_ema
         self.teacher = on_edm(guided_teacher(teacher, guidance), schedule)
-        self.points, self.solver, self.apart = points, SOLVERS[solver](), _named(distance, student.shape[-1])
+        self.points, self.solver = points, SOLVERS[solver]()
+        self.apart = named_distance(distance, size=lpips_size(student.shape))
         self.target = copied(student) if target_ema else None
         self._levels: dict[int, Tensor] = {}
         self.updates = [Update(student.net, self.loss, optimizer=optimizer, lr=lr, settings=settings or {}, clip=clip)]
@@ -340,8 +341,3 @@ def _grid(
         levels = ascending_levels(points, sigma_min=schedule.t_min, sigma_max=schedule.t_max, rho=rho)
         known[points] = torch.from_numpy(levels).to(device)
     return known[points]
-
-
-def _named(name: str, side: int) -> Distance:
-    # LPIPS' network was made for larger images; the paper's code shows it small ones at 224 pixels.
-    return distance(name, size=224 if side < 256 else None)

@@ -37,11 +37,12 @@ from scoreline.diffusion.levels import lognormal
 from scoreline.diffusion.preconditioned import edm_weight
 from scoreline.fewstep.adversarial import adaptive_weight, discriminator_loss, generator_loss
 from scoreline.fewstep.consistency import as_target
-from scoreline.fewstep.distances import Distance, distance, squared
+from scoreline.fewstep.distances import Distance, lpips_size, squared
+from scoreline.fewstep.distances import distance as named_distance
 from scoreline.fewstep.flows import conditions
 from scoreline.fewstep.maps import Trajectory
-from scoreline.fewstep.teachers import GridSteps, copied, ema_update
-from scoreline.fewstep.trajectory import check_teacher, training_grid, trajectory_student
+from scoreline.fewstep.teachers import GridSteps, check_alike, copied, ema_update
+from scoreline.fewstep.trajectory import training_grid, trajectory_student
 from scoreline.samplers.generator import Sampled
 from scoreline.samplers.heun import Heun
 from scoreline.samplers.jumps import Jumps
@@ -250,13 +251,13 @@ class CTM(Method):
             raise InputError("student", type(student).__name__, "CTM trains a Trajectory; make one with student_of")
         grid = training_grid(student.schedule, points)
         if teacher is not None:
-            check_teacher(student, teacher)
+            check_alike(student, teacher)
             same = describe(teacher.schedule) == describe(student.schedule)
             teacher = teacher if same else teacher.on(student.schedule)
             teacher.check(grid)
         self.student, self.teacher, self.target = student, teacher, copied(student)
         self.points, self.weights, self.bootstrap = points, number_of_steps_weights(teacher_steps), bootstrap
-        self.distance = _distance(distance, student.shape[-1])
+        self.distance = named_distance(distance, size=lpips_size(student.shape))
         self.target_rate, self.p_uncond = target_rate, p_uncond
         self.dsm_weight, self.dsm_start = dsm_weight, dsm_start
         self.gan_weight, self.gan_start, self.fake = gan_weight, gan_start, fake
@@ -385,8 +386,3 @@ def _carried(loss: Tensor, through: Tensor, *, again: bool = False) -> Tensor:
     slope = torch.autograd.grad(loss, through, retain_graph=again)[0].detach()
     line = (slope * through).sum()
     return line + (loss - line).detach()
-
-
-def _distance(name: str, side: int) -> Distance:
-    """By name; LPIPS sees images below 256 pixels enlarged to 224."""
-    return distance(name, size=224 if name.startswith("lpips") and side < 256 else None)

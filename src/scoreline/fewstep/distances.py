@@ -18,6 +18,7 @@ from torch import Tensor
 from scoreline.core.errors import InputError, unknown_name
 
 __all__ = ["DISTANCES", "Distance", "distance", "elementwise_huber", "huber_constant", "pseudo_huber", "squared"]
+__all__ += ["lpips_size"]
 
 Distance = Callable[[Tensor, Tensor], Tensor]
 DISTANCES = ("squared", "pseudo-huber", "elementwise-huber", "lpips-vgg", "lpips-alex")
@@ -101,6 +102,15 @@ def distance(name: str, *, c: float | None = None, size: int | None = None) -> D
     if name not in DISTANCES:
         raise unknown_name("distance", name, DISTANCES)
     return _lpips(name.removeprefix("lpips-"), size)
+
+
+def lpips_size(shape: Sequence[int]) -> int | None:
+    """Pixels at which LPIPS sees images of a shape: 224 below 256, as the codes of consistency models; else their own.
+
+    >>> lpips_size((3, 32, 32)), lpips_size((3, 256, 256))
+    (224, None)
+    """
+    return 224 if shape[-1] < 256 else None
 
 
 def _lpips(net: str, size: int | None) -> Distance:

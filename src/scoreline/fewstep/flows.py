@@ -24,12 +24,13 @@ from scoreline.core.schedule import Time, spread
 from scoreline.diffusion.latent import Latent
 from scoreline.diffusion.preconditioned import Preconditioned
 from scoreline.diffusion.schedules import Flow
-from scoreline.fewstep.teachers import advance, rebuilt
+from scoreline.fewstep.teachers import advance, check_alike, rebuilt
 from scoreline.samplers.euler import Euler
 
 __all__ = ["EDGE", "as_flow", "conditions", "flow_student", "interpolate", "invert", "mean_straightness"]
 __all__ += ["network_of", "online_pairs", "pair_of", "path_straightness", "stage_straightness", "starting_from"]
 __all__ += ["straightness", "training_times", "velocity_loss", "velocity_target"]
+__all__ += ["check_flow", "coupling"]
 
 EDGE = 1e-5
 """How near to both ends of [0, 1] a model of another form is asked: sigma/alpha is 0 or infinite at the ends."""
@@ -259,6 +260,39 @@ def online_pairs(teacher: Denoiser, noise: Tensor, steps: int = 20, cond: Cond |
     top = float(flow.schedule.t_max)
     times = torch.linspace(top, 0.0, steps + 1, dtype=torch.float64, device=noise.device)
     return advance(Euler(), flow, noise * top, times[:, None].expand(-1, len(noise)), cond)
+
+
+def coupling(teacher: Denoiser | None, online: int, batch: Any, *, pairs: bool = False) -> tuple[Tensor, Tensor]:
+    """(x, z) of a turn: the batch's own, or the images that the teacher makes of the batch's noise.
+
+    Args:
+        teacher: makes the images, or None.
+        online: its Euler steps.
+        batch: see :func:`pair_of`.
+        pairs: refuse images without noise of theirs where no teacher makes them.
+
+    Raises:
+        InputError: pairs are wanted and the batch holds none.
+    """
+    if teacher is None and pairs and "noise" not in batch.extras:
+        raise InputError("data", "images", "this is learned on pairs of a flow; make them with scoreline pairs")
+    x, z = pair_of(batch)
+    return (x, z) if teacher is None else (online_pairs(teacher, z, online, conditions(teacher, batch)), z)
+
+
+def check_flow(student: Denoiser, teacher: Denoiser | None = None, online: int = 0) -> None:
+    """Refuse a student that is no flow, a teacher that does not fit it, and pairs of each batch without a teacher.
+
+    Raises:
+        InputError: see above.
+    """
+    if not isinstance(student.schedule, Flow):
+        mend = f"has the schedule {type(student.schedule).__name__}; make a flow of it with student_of"
+        raise InputError("student", type(student).__name__, mend)
+    if online < 0 or (online and teacher is None):
+        raise InputError("online", online, "counts Euler steps of a teacher, which must be given; 0: stored pairs")
+    if teacher is not None:
+        check_alike(student, teacher)
 
 
 def path_straightness(path: Sequence[Tensor], times: Any) -> Tensor:

@@ -31,7 +31,8 @@ from scoreline.core.schedule import Time, spread
 from scoreline.diffusion.schedules import EDM
 from scoreline.fewstep.consistency import as_target, consistency_student
 from scoreline.fewstep.curricula import ascending_levels, doubling_points, lognormal_pairs
-from scoreline.fewstep.distances import Distance, distance, pseudo_huber
+from scoreline.fewstep.distances import Distance, pseudo_huber
+from scoreline.fewstep.distances import distance as named_distance
 from scoreline.fewstep.flows import conditions
 from scoreline.fewstep.maps import ConsistencyFunction
 from scoreline.fewstep.teachers import copied, ema_update
@@ -172,7 +173,7 @@ class ICT(Method):
             raise InputError("target_ema", target_ema, "must lie in [0, 1); the paper's is 0")
         self.student, self.steps, self.s0, self.s1, self.rho = student, steps, s0, s1, rho
         self.p_mean, self.p_std, self.target_ema = p_mean, p_std, target_ema
-        self.apart = _named(distance, c)
+        self.apart = named_distance(distance, c=c)
         self.target = copied(student) if target_ema else None
         self._tables: dict[int, tuple[Tensor, Tensor]] = {}
         self.updates = [Update(student.net, self.loss, optimizer=optimizer, lr=lr, settings=settings or {}, clip=clip)]
@@ -219,10 +220,6 @@ class ICT(Method):
 
     def result(self) -> Sampled:
         return Sampled(self.student.eval(), Jumps(steps=1))
-
-
-def _named(name: str, c: float | None) -> Distance:
-    return distance(name, c=c)
 
 
 def point_mass(x: Tensor, sigma: Time, theta: Tensor | float, sigma_min: float = 0.002) -> Tensor:

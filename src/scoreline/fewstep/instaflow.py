@@ -30,15 +30,16 @@ from scoreline.core.cond import Cond
 from scoreline.core.denoiser import Denoiser
 from scoreline.core.errors import InputError
 from scoreline.core.method import Method, Update
-from scoreline.diffusion.schedules import Flow
-from scoreline.fewstep.distances import Distance, distance, squared
+from scoreline.fewstep.distances import Distance, squared
+from scoreline.fewstep.distances import distance as named_distance
 from scoreline.fewstep.flows import (
+    check_flow,
     conditions,
+    coupling,
     flow_student,
     interpolate,
     network_of,
     online_pairs,
-    pair_of,
     stage_straightness,
     starting_from,
     training_times,
@@ -182,7 +183,8 @@ class RectifiedFlow(Method):
         if flips and len(student.shape) != 3:
             raise InputError("flips", True, f"belong to pictures, not to data of shape {tuple(student.shape)}")
         self.student, self.eps, self.p_uncond, self.online, self.flips = student, eps, p_uncond, online, flips
-        self.teacher = _pair_maker(student, teacher, online, guidance)
+        check_flow(student, teacher, online)
+        self.teacher = _pair_maker(teacher, guidance) if online else None
         network = network_of(student)
         self.updates = [Update(network, self.loss, optimizer=optimizer, lr=lr, settings=settings or {}, clip=clip)]
 
@@ -199,7 +201,7 @@ class RectifiedFlow(Method):
 
     def prepare(self, batch: Any, step: int) -> Coupled:
         cond = conditions(self.student, batch, self.p_uncond)
-        x, z = _coupling(self.teacher, self.online, batch)
+        x, z = coupling(self.teacher, self.online, batch)
         if self.flips and self.teacher is None and "noise" not in batch.extras:
             mirrored = batch.draws.uniform(step=0, part=3) < 0.5
             x = torch.where(mirrored.view(-1, 1, 1, 1), x.flip(-1), x)
@@ -263,8 +265,9 @@ class FlowDistillation(Method):
         if k > 1 and distance != "squared":
             raise InputError("distance", distance, "belongs to one step; k steps take the squared velocity")
         self.student, self.k, self.eps, self.online = student, k, eps, online
-        self.made_for, self.apart = (k,), _named(distance, size)
-        self.teacher = _pair_maker(student, teacher, online, guidance)
+        self.made_for, self.apart = (k,), named_distance(distance, size=size)
+        check_flow(student, teacher, online)
+        self.teacher = _pair_maker(teacher, guidance) if online else None
         network = network_of(student)
         self.updates = [Update(network, self.loss, optimizer=optimizer, lr=lr, settings=settings or {}, clip=clip)]
 
@@ -280,10 +283,8 @@ class FlowDistillation(Method):
         return network_of(self.student)
 
     def prepare(self, batch: Any, step: int) -> Coupled:
-        if self.teacher is None and "noise" not in batch.extras:
-            raise InputError("data", "images", "a flow is distilled on pairs; make them with scoreline pairs")
         cond = conditions(self.student, batch)
-        x, z = _coupling(self.teacher, self.online, batch)
+        x, z = coupling(self.teacher, self.online, batch, pairs=True)
         t = 1 - distillation_times(batch.draws.uniform(step=0, part=1), self.k, eps=self.eps)
         return Coupled(x, z, t, cond)
 
@@ -296,35 +297,7 @@ class FlowDistillation(Method):
         return Sampled(self.student.eval(), Euler(steps=self.k))
 
 
-def _named(name: str, size: int | None) -> Distance:
-    return distance(name, size=size)
-
-
-def _pair_maker(student: Denoiser, teacher: Denoiser | None, online: int, guidance: float) -> Denoiser | None:
-    """The frozen teacher that makes pairs during the training, or None; what does not fit is refused."""
-    if not isinstance(student.schedule, Flow):
-        mend = f"has the schedule {type(student.schedule).__name__}; make a flow of it with student_of"
-        raise InputError("student", type(student).__name__, mend)
-    if online < 0:
-        raise InputError("online", online, "counts Euler steps of the teacher, 0 or more")
-    if teacher is None:
-        if online:
-            raise InputError("online", online, "needs a teacher that makes the pairs")
-        return None
-    if tuple(teacher.shape) != tuple(student.shape):
-        mend = f"the teacher's images are {tuple(teacher.shape)}; a student makes images of the same shape"
-        raise InputError("student", tuple(student.shape), mend)
-    if not online:
-        return None
-    if student.num_classes is not None and teacher.num_classes != student.num_classes:
-        mend = f"the teacher knows {teacher.num_classes} classes; a student takes the same ones, or none"
-        raise InputError("student", f"{student.num_classes} classes", mend)
+def _pair_maker(teacher: Denoiser | None, guidance: float) -> Denoiser:
+    """The frozen teacher that makes pairs during the training."""
+    assert teacher is not None
     return guided_flow(teacher.requires_grad_(False).eval(), guidance)
-
-
-def _coupling(teacher: Denoiser | None, online: int, batch: Any) -> tuple[Tensor, Tensor]:
-    """(x, z): those of the batch, or the teacher's images of the batch's noise."""
-    x, z = pair_of(batch)
-    if teacher is None:
-        return x, z
-    return online_pairs(teacher, z, online, conditions(teacher, batch)), z

@@ -35,6 +35,7 @@ from scoreline.core.schedule import Schedule, Time, spread
 from scoreline.diffusion.preconditioned import Preconditioned
 from scoreline.diffusion.schedules import VP, Cosine, Flow
 from scoreline.fewstep.flows import conditions, network_of
+from scoreline.fewstep.teachers import check_alike
 from scoreline.samplers.ddim import DDIM
 from scoreline.samplers.generator import Sampled
 from scoreline.samplers.steps import eta_step
@@ -217,9 +218,7 @@ class Progressive(Method):
         if not isinstance(student.schedule, (Cosine, VP, Flow)):
             mend = f"has the schedule {type(student.schedule).__name__}; put it on another with student_of"
             raise InputError("student", type(student).__name__, mend)
-        if tuple(teacher.shape) != tuple(student.shape):
-            mend = f"the teacher's images are {tuple(teacher.shape)}; a student makes images of the same shape"
-            raise InputError("student", tuple(student.shape), mend)
+        check_alike(student, teacher)
         if teacher.num_classes != student.num_classes:
             mend = f"the teacher knows {teacher.num_classes} classes; the student must take the same"
             raise InputError("student", f"{student.num_classes} classes", mend)

@@ -33,9 +33,9 @@ from scoreline.core.noise import Draws, Noise
 from scoreline.core.schedule import Time, arithmetic, spread
 from scoreline.data.pair_store import Pairs
 from scoreline.diffusion.levels import draw_levels, mirrored, u_shaped
-from scoreline.diffusion.schedules import Flow
 from scoreline.fewstep.distances import Distance, distance, huber_constant, pseudo_huber
 from scoreline.fewstep.flows import (
+    check_flow,
     conditions,
     flow_student,
     interpolate,
@@ -232,12 +232,7 @@ class RFPP(Method):
         clip: float | None = None,
     ) -> None:
         super().__init__()
-        if not isinstance(student.schedule, Flow):
-            mend = f"has the schedule {type(student.schedule).__name__}; make a flow of it with student_of"
-            raise InputError("student", type(student).__name__, mend)
-        if teacher is not None and tuple(teacher.shape) != tuple(student.shape):
-            mend = f"the teacher's images are {tuple(teacher.shape)}; a student makes images of the same shape"
-            raise InputError("student", tuple(student.shape), mend)
+        check_flow(student, teacher)
         if inversion < 0:
             raise InputError("inversion", inversion, "counts Euler steps of the teacher, 0 or more")
         if inversion and teacher is None:

@@ -38,7 +38,7 @@ from scoreline.fewstep.curricula import solver_levels
 from scoreline.fewstep.distances import distance as named_distance
 from scoreline.fewstep.flows import conditions
 from scoreline.fewstep.maps import LatentConsistency
-from scoreline.fewstep.teachers import advance, copied, ema_update, innermost, rebuilt
+from scoreline.fewstep.teachers import advance, check_alike, copied, ema_update, innermost, rebuilt
 from scoreline.nn.discriminator import PairDiscriminator
 from scoreline.samplers.ddim import DDIM
 from scoreline.samplers.generator import Sampled
@@ -131,8 +131,7 @@ class AdversarialConsistency(Method):
             raise unknown_name("adversarial", adversarial, ADVERSARIAL)
         if real not in REAL:
             raise unknown_name("real", real, REAL)
-        if tuple(teacher.shape) != tuple(student.shape):
-            raise InputError("student", tuple(student.shape), f"the teacher's images are {tuple(teacher.shape)}")
+        check_alike(student, teacher)
         if teacher.num_classes != student.num_classes:
             mend = f"the teacher's number of classes is {teacher.num_classes}; give both the same"
             raise InputError("student", student.num_classes, mend)

@@ -38,7 +38,7 @@ from scoreline.fewstep.consistency import as_target
 from scoreline.fewstep.distances import distance as named_distance
 from scoreline.fewstep.flows import conditions
 from scoreline.fewstep.guided import SKIP, USUAL, GuidedConsistency, WeightGuided, sub_steps
-from scoreline.fewstep.teachers import advance, copied, ema_update, innermost, rebuilt
+from scoreline.fewstep.teachers import advance, check_alike, copied, ema_update, innermost, rebuilt
 from scoreline.nn.discriminator import TapDiscriminator
 from scoreline.samplers.ddim import DDIM
 from scoreline.samplers.er_sde import ERSDE
@@ -202,8 +202,7 @@ class SCott(Method):
             raise unknown_name("adversarial", adversarial, ADVERSARIAL)
         if adversarial_weight < 0:
             raise InputError("adversarial_weight", adversarial_weight, "must not be negative")
-        if tuple(teacher.shape) != tuple(student.shape):
-            raise InputError("student", tuple(student.shape), f"the teacher's images are {tuple(teacher.shape)}")
+        check_alike(student, teacher)
         self.range = _checked_range(guidance, student)
         self.solver: Sampler = ERSDE(phi=phi) if solver == "er-sde" else DDIM(eta=eta)
         times = sub_steps(student.schedule, h=h, skip=student.skip, points=len(student.trained))

@@ -28,16 +28,16 @@ from scoreline.core.cond import Cond
 from scoreline.core.denoiser import Denoiser
 from scoreline.core.errors import InputError, unknown_name
 from scoreline.core.method import Method, Update
-from scoreline.diffusion.schedules import Flow
-from scoreline.fewstep.distances import Distance, distance, squared
+from scoreline.fewstep.distances import Distance, squared
+from scoreline.fewstep.distances import distance as named_distance
 from scoreline.fewstep.flows import (
     as_flow,
+    check_flow,
     conditions,
+    coupling,
     flow_student,
     interpolate,
     network_of,
-    online_pairs,
-    pair_of,
     stage_straightness,
     starting_from,
     training_times,
@@ -213,7 +213,7 @@ class AnnealedReflow(Method):
         clip: float | None = 1.0,
     ) -> None:
         super().__init__()
-        _check_flow(student, teacher, online)
+        check_flow(student, teacher, online)
         self.rule, self.over, self.constant = rule, 3 / 8 * steps if over is None else over, constant
         annealing(0, rule=rule, over=self.over, constant=constant)
         self.student, self.online = student, online
@@ -234,7 +234,7 @@ class AnnealedReflow(Method):
 
     def prepare(self, batch: Any, step: int) -> Paired:
         cond = conditions(self.student, batch)
-        x, z = _coupling(self.teacher, self.online, batch)
+        x, z = coupling(self.teacher, self.online, batch, pairs=True)
         b = annealing(step, rule=self.rule, over=self.over, constant=self.constant)
         if b > 0:  # nothing is drawn any more once the fresh noise has gone
             z = annealed_noise(z, batch.draws.reshaped(z.shape[1:]).normal(step=0, part=3).to(z), b)
@@ -304,7 +304,7 @@ class FlowGuidedDistillation(Method):
         clip: float | None = 1.0,
     ) -> None:
         super().__init__()
-        _check_flow(student, teacher, online)
+        check_flow(student, teacher, online)
         if teacher.num_classes != student.num_classes:
             mend = f"the guide knows {teacher.num_classes} classes; the student must take the same"
             raise InputError("student", f"{student.num_classes} classes", mend)
@@ -315,7 +315,7 @@ class FlowGuidedDistillation(Method):
         if first not in ("student", "guide"):
             raise unknown_name("first", first, ("student", "guide"))
         self.student, self.two_step, self.split, self.first = student, two_step, tuple(split), first
-        self.online, self.apart = online, _named(distance, size)
+        self.online, self.apart = online, named_distance(distance, size=size)
         self.guide = as_flow(teacher).requires_grad_(False).eval()
         network = network_of(student)
         self.updates = [Update(network, self.loss, optimizer=optimizer, lr=lr, settings=settings or {}, clip=clip)]
@@ -333,7 +333,7 @@ class FlowGuidedDistillation(Method):
 
     def prepare(self, batch: Any, step: int) -> Doubled:
         cond = conditions(self.student, batch)
-        x, z = _coupling(self.guide if self.online else None, self.online, batch)
+        x, z = coupling(self.guide if self.online else None, self.online, batch, pairs=True)
         fresh = batch.draws.reshaped(z.shape[1:]).normal(step=0, part=3).to(z) if self.two_step else z
         r = split_times(batch.draws.uniform(step=0, part=1), low=self.split[0], high=self.split[1])
         return Doubled(x, z, fresh, r, cond)
@@ -350,28 +350,3 @@ class FlowGuidedDistillation(Method):
 
     def result(self) -> Sampled:
         return Sampled(self.student.eval(), Euler(steps=1))
-
-
-def _named(name: str, size: int | None) -> Distance:
-    return distance(name, size=size)
-
-
-def _check_flow(student: Denoiser, teacher: Denoiser | None, online: int) -> None:
-    if not isinstance(student.schedule, Flow):
-        mend = f"has the schedule {type(student.schedule).__name__}; make a flow of it with student_of"
-        raise InputError("student", type(student).__name__, mend)
-    if online < 0 or (online and teacher is None):
-        raise InputError("online", online, "counts Euler steps of a teacher, which must be given; 0: stored pairs")
-    if teacher is not None and tuple(teacher.shape) != tuple(student.shape):
-        mend = f"the teacher's images are {tuple(teacher.shape)}; a student makes images of the same shape"
-        raise InputError("student", tuple(student.shape), mend)
-
-
-def _coupling(teacher: Denoiser | None, online: int, batch: Any) -> tuple[Tensor, Tensor]:
-    """(x, z): the stored pair, or the end of the teacher's Euler run from the batch's noise."""
-    if teacher is None and "noise" not in batch.extras:
-        raise InputError("data", "images", "this is learned on pairs of a flow; make them with scoreline pairs")
-    x, z = pair_of(batch)
-    if teacher is None:
-        return x, z
-    return online_pairs(teacher, z, online, conditions(teacher, batch)), z

@@ -21,7 +21,7 @@ from scoreline.core.noise import Draws
 from scoreline.core.sampler import Sampler, State
 from scoreline.core.schedule import Schedule
 
-__all__ = ["GridSteps", "advance", "copied", "ema_update", "guided_teacher", "innermost", "rebuilt"]
+__all__ = ["GridSteps", "advance", "check_alike", "copied", "ema_update", "guided_teacher", "innermost", "rebuilt"]
 
 
 @torch.no_grad()
@@ -96,6 +96,20 @@ class GridSteps(nn.Module):
 def _check_solver(solver: Sampler) -> None:
     if not solver.per_image:
         raise InputError("solver", type(solver).__name__, "takes no times of each image's own; use ddim, euler or heun")
+
+
+def check_alike(student: Denoiser, teacher: Denoiser) -> None:
+    """Refuse a teacher of other images than the student's, or of other classes; a student may have no classes.
+
+    Raises:
+        InputError: shapes or classes differ.
+    """
+    if tuple(teacher.shape) != tuple(student.shape):
+        mend = f"the teacher's images are {tuple(teacher.shape)}; a student makes images of the same shape"
+        raise InputError("student", tuple(student.shape), mend)
+    if student.num_classes not in (None, teacher.num_classes):
+        mend = f"the teacher knows {teacher.num_classes} classes; a student takes the same ones, or none"
+        raise InputError("student", f"{student.num_classes} classes", mend)
 
 
 def guided_teacher(teacher: Denoiser, guidance: float | None) -> Denoiser:

@@ -20,7 +20,7 @@ from scoreline.fewstep.curricula import ascending_levels
 from scoreline.fewstep.maps import Trajectory
 from scoreline.fewstep.teachers import innermost, rebuilt
 
-__all__ = ["check_teacher", "training_grid", "trajectory_student", "two_step"]
+__all__ = ["training_grid", "trajectory_student", "two_step"]
 
 
 def training_grid(schedule: Schedule, points: int = 18, *, rho: float = 7.0) -> NDArray[np.float64]:
@@ -111,20 +111,6 @@ def trajectory_student(teacher: Denoiser | None, net: nn.Module | None = None) -
         time_input=inner.time_input,
         learned_variance=inner.learned_variance,
     )
-
-
-def check_teacher(student: Trajectory, teacher: Denoiser) -> None:
-    """Refuse a teacher of other images or classes than the student's.
-
-    Raises:
-        InputError: shapes or classes differ.
-    """
-    if tuple(teacher.shape) != tuple(student.shape):
-        mend = f"the teacher's images are {tuple(teacher.shape)}; a student makes images of the same shape"
-        raise InputError("student", tuple(student.shape), mend)
-    if student.num_classes not in (None, teacher.num_classes):
-        mend = f"the teacher knows {teacher.num_classes} classes; a student takes the same ones, or none"
-        raise InputError("student", f"{student.num_classes} classes", mend)
 
 
 def _of_two_times(net: nn.Module) -> nn.Module:
