@@ -38,7 +38,7 @@ STEPS = 1000
 # A turn's share of everything else does not depend on how many evaluations it makes by default.
 CHEAP: dict[str, dict[str, Any]] = {"ctm": {"teacher_steps": 2, "points": 8}}
 # Feature networks of distances are not under test.
-PLAIN = {"distance": "squared"}
+PLAIN = {"distance": "squared", "premetric": "huber"}
 
 
 def teacher_of(quick: bool) -> Any:

@@ -31,7 +31,7 @@ def test_a_converted_model_is_sampled(scoreline, checkpoint, tmp_path):
     assert answer.code == 0, answer.err
     assert "cd.safetensors: ADM (consistency), 1 x 8 x 8, " in answer.out
     assert "try: scoreline sample cd.safetensors" in answer.out
-    answer = scoreline("sample", "./cd.safetensors", "--sampler", "ddim", "--steps", 1, "--seeds", "0:2", "--json")
+    answer = scoreline("sample", "./cd.safetensors", "--sampler", "jumps", "--steps", 1, "--seeds", "0:2", "--json")
     assert (answer.code, answer.json["nfe"]) == (0, 1)
     shown = scoreline("models", "./cd.safetensors", "--json").json[0]
     assert (shown["class"], shown["converted_from"]) == ("consistency", "cd.pt")

@@ -40,7 +40,7 @@ def smooth_statistics() -> Any:
     sampler must converge with its order whatever they are."""
     from scoreline.samplers.model_statistics import ModelStatistics
 
-    made = ModelStatistics(shape=(), nodes=600, low=-7.0, high=12.0).double()
+    made = ModelStatistics(shape=(), nodes=800, low=-7.0, high=12.0).double()
     lam = torch.as_tensor(made.lam)
     made.l.copy_(torch.sigmoid(-2 * lam))
     made.s.copy_(-0.3 - 0.4 * torch.tanh(lam))

@@ -77,6 +77,7 @@ SMALL: dict[tuple[str, str], Callable[[], Any]] = {
     ("network", "mlp"): lambda: lookup("network", "mlp")(in_shape=IMAGE, width=32),
     ("network", "kl-autoencoder"): lambda: lookup("network", "kl-autoencoder")(in_shape=IMAGE, channel_mult=(1, 2)),
     ("denoiser", "preconditioned"): lambda: lookup("denoiser", "preconditioned")(_unet(), lookup("schedule", "edm")()),
+    ("denoiser", "on-schedule"): lambda: SMALL["denoiser", "preconditioned"]().on(lookup("schedule", "vp")()),
     ("denoiser", "consistency"): lambda: lookup("denoiser", "consistency")(_unet(), lookup("schedule", "edm")()),
     ("denoiser", "latent-consistency"): lambda: _latent_consistency(),
     ("denoiser", "guided-consistency"): lambda: _guided_consistency(),

@@ -24,6 +24,7 @@ from scoreline.core.artefact import build, describe
 from scoreline.core.cond import Cond
 from scoreline.core.denoiser import Denoiser, Posterior
 from scoreline.core.errors import InputError
+from scoreline.core.flow_map import FlowMap
 from scoreline.core.names import lookup, names
 from scoreline.core.noise import Noise
 from scoreline.core.sampler import Sampler
@@ -138,8 +139,30 @@ def solution() -> np.ndarray:
     return run.y[:, -1].reshape(START.shape)
 
 
+class Jumping(FlowMap):
+    """A denoiser that also jumps, by a step of DDIM, so that samplers of flow maps are asked what all others are."""
+
+    anywhere = scored = True
+
+    @property
+    def end(self) -> float:  # type: ignore[override]
+        return self.schedule.t_min
+
+    def jump(self, x: Tensor, t: Time, s: Time, cond: Cond | None = None) -> Tensor:
+        s = max(s, self.end)
+        return self(x, t, cond).combine(0.0, self.schedule.alpha(s), self.schedule.sigma(s))
+
+
+class MixtureMap(Mixture, Jumping):
+    """The mixture, which jumps."""
+
+
+class NetworkMap(Preconditioned, Jumping):
+    """A network, which jumps."""
+
+
 def mixture(schedule: Schedule) -> Mixture:
-    return Mixture(schedule, torch.tensor(MEANS), torch.tensor(VARIANCES))
+    return MixtureMap(schedule, torch.tensor(MEANS), torch.tensor(VARIANCES))
 
 
 def graded(steps: int) -> np.ndarray:
@@ -229,7 +252,7 @@ def test_rising_times_are_refused_where_not_declared(case: Case) -> None:
 
 
 def network(schedule: Schedule, tiny_net: Any) -> Preconditioned:
-    return Preconditioned(tiny_net(), schedule, kind="edm", time_input="ln-sigma/4").eval()
+    return NetworkMap(tiny_net(), schedule, kind="edm", time_input="ln-sigma/4").eval()
 
 
 BATCH_SCHEDULES = ["edm", "vp", "discrete"]
@@ -430,7 +453,7 @@ def test_float32_states_follow_float64_states(case: Case) -> None:
     assert (single - double).abs().max() < 1e-4
 
 
-class Asked(Denoiser):
+class Asked(Jumping):
     """Counts by itself how often it is asked, for the images of a batch; `evaluations` as a guided model would."""
 
     def __init__(self, inner: Denoiser, evaluations: int = 1) -> None:
@@ -536,7 +559,7 @@ def test_explicit_times_are_used_as_they_are(case: Case) -> None:
 def test_a_trajectory_holds_the_states_and_not_their_later_values(case: Case) -> None:
     schedule = lookup("schedule", "edm")()
     draws, times = Noise(0).at([0, 1], (3,), dtype=torch.float64), [10.0, 4.0, 1.5, 0.6, 0.2]
-    sampler = make(case)
+    sampler = make(case).calibrated(mixture(schedule))
     path = sampler(mixture(schedule), draws, times=times, trajectory=True).trajectory
     rows = sampler.coefficients(schedule, np.array(times))
     state = sampler.init(mixture(schedule), draws, rows)

@@ -316,6 +316,8 @@ def _made(sampler: str | Mapping[str, Any], steps: int) -> Sampler:
         made = build({**sampler, "args": {**sampler["args"], "steps": steps, "nfe": None}})
     if type(made).__call__ is not Sampler.__call__ and getattr(made, "adaptive", True):
         raise _moving(made)
+    if made.of_maps:
+        raise InputError("sampler", type(made).__name__, "needs a flow map; the network of a pipeline is a denoiser")
     return made
 
 

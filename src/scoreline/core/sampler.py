@@ -96,6 +96,7 @@ class Sampler:
         rising: whether it may run from clean to noisy (encoding).
         stochastic: whether it draws noise after the start.
         min_steps: the fewest steps with which `order` is reached at all.
+        of_maps: whether it samples flow maps (`scoreline.core.flow_map`) and nothing else.
     """
 
     order: int | None = None
@@ -103,6 +104,7 @@ class Sampler:
     rising: bool = False
     stochastic: bool = False
     min_steps: int = 1
+    of_maps: bool = False
 
     def __init__(self, *, steps: int | None = None, nfe: int | None = None, grid: str | None = None) -> None:
         if steps is not None and nfe is not None:

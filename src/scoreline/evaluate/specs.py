@@ -97,7 +97,7 @@ def check_fit(sampler: Sampler, model: Denoiser) -> int:
     Raises:
         InputError: no run fits the budget, or the sampler does not fit the model or its schedule.
     """
-    if isinstance(model, FlowMap) and not (model.scored or getattr(sampler, "of_maps", False)):
+    if isinstance(model, FlowMap) and not (model.scored or sampler.of_maps):
         mend = f"needs a score, which a {type(model).__name__} does not know; sample it with jumps"
         raise InputError("sampler", type(sampler).__name__, mend)
     sampler = sampler.calibrated(model)
@@ -110,7 +110,7 @@ def check_fit(sampler: Sampler, model: Denoiser) -> int:
 def adds_noise(sampler: Sampler, model: Denoiser) -> bool:
     """Whether a run of this sampler on this model draws noise after its start; a single jump of a flow map does not."""
     ready = sampler.calibrated(model)
-    return ready.stochastic and not (getattr(ready, "of_maps", False) and ready.plan(model.evaluations) == 1)
+    return ready.stochastic and not (ready.of_maps and ready.plan(model.evaluations) == 1)
 
 
 def sampling_of(model: Denoiser) -> tuple[str, list[int] | None] | None:

@@ -161,6 +161,9 @@ class DPMSolverV3(Sampler):
             inside = np.isfinite(lam)
             nodes = self._held.lam[self._held.nearest(lam[inside])]
             levels[inside] = np.clip(schedule.time(nodes), schedule.t_min, schedule.t_max)
+            if (np.diff(levels) >= 0).any():
+                mend = f"two levels fall on one of the {len(self._held.lam)} nodes of the statistics; take fewer steps"
+                raise InputError("steps", steps, f"{mend}, other levels, or variant=paper")
         return np.append(levels, schedule.clean)
 
     def _with_steps(self, steps: int, schedule: Schedule) -> np.ndarray:
