@@ -52,7 +52,7 @@ class Arm:
     @property
     def series(self) -> str:
         """The name of the curve that it belongs to: the sampler, or the student's file."""
-        return self.spec if self.student is None else Path(self.student).stem
+        return self.spec if self.student is None else student_name(self.student)
 
     @property
     def fingerprint(self) -> str:
@@ -109,6 +109,16 @@ def arms_of(model: Denoiser, samplers: Sequence[str], budgets: Sequence[int]) ->
     return arms, warnings
 
 
+def student_name(path: str) -> str:
+    """What a student is called beside others: its file's name, or its folder's where the file is model.safetensors.
+
+    >>> student_name("runs/ctm/model.safetensors"), student_name("runs/one.safetensors")
+    ('ctm', 'one')
+    """
+    file = Path(path)
+    return file.parent.name if file.stem == "model" and file.parent.name else file.stem
+
+
 def students_of(
     teacher: Denoiser, paths: Sequence[str], samplers: Sequence[str], budgets: Sequence[int], warnings: list[str]
 ) -> list[Arm]:
@@ -129,10 +139,10 @@ def students_of(
     taken = set(samplers)
     for path in paths:
         student = load(path)
-        stem = Path(path).stem
-        if stem in taken:
-            raise InputError("students", path, f"there is a curve called {stem} already; give the file another name")
-        taken.add(stem)
+        name = student_name(path)
+        if name in taken:
+            raise InputError("students", path, f"there is a curve called {name} already; give the file another name")
+        taken.add(name)
         if tuple(student.shape) != tuple(teacher.shape):
             mend = f"makes images of shape {tuple(student.shape)}, the model makes {tuple(teacher.shape)}"
             raise InputError("student", path, mend)
@@ -143,23 +153,26 @@ def students_of(
         if own is None:
             raise InputError("student", path, "its card names no sampler; is it a student? give others with --samplers")
         found: list[Arm] = []
+        left: dict[str, list[int]] = {}
         for budget in sorted(set(budgets)):
             sampler = make_sampler(own[0], nfe=budget)
             try:
                 nfe = check_fit(sampler, student)
                 check_counts(student, own[0], sampler)
             except InputError as error:
-                warnings.append(f"{stem} at {budget} evaluations is left out: {error.mend}")
+                left.setdefault(error.mend, []).append(budget)
                 continue
             if all(arm.nfe != nfe for arm in found):
                 found.append(Arm(own[0], budget, nfe, sampler, student, path))
         if not found:
             raise InputError("student", path, f"was made for {own[1]} steps; give such a budget in --nfe")
+        for reason, at in left.items():
+            warnings.append(f"{name} at {', '.join(map(str, at))} evaluations is left out: {reason}")
         noisy = [arm.nfe for arm in found if adds_noise(arm.sampler, student)]
         if noisy:
             steps = ", ".join(map(str, noisy))
             warnings.append(
-                f"{stem} puts noise back at {steps} steps; its distance to the converged ODE holds that too"
+                f"{name} puts noise back at {steps} steps; its distance to the converged ODE holds that too"
             )
         arms += found
     return arms
