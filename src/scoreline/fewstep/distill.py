@@ -332,7 +332,7 @@ def _card(
         counts = method.made_for
         card["sampling"] = {"sampler": method.sampler, "steps": None if counts is None else list(counts)}
     found = newest(folder / "checkpoints")
-    card["training_seconds"] = None if found is None else round(float(found[1]["seconds"]), 1)
+    card["training_seconds"] = None if found is None else round(float(found[1]["seconds"]), 3)
     # Images times network evaluations, a forward pass 1 and a backward pass 2; a resumed run is reckoned by its last
     # part, and one that had ended before keeps its figure.
     if spent is None and target.is_file():
