@@ -13,8 +13,9 @@ from scoreline.core.errors import InputError
 from scoreline.core.noise import Draws, Noise
 from scoreline.core.schedule import Schedule
 from scoreline.diffusion.closed_form import Gaussian, Mixture
-from scoreline.diffusion.schedules import EDM, VP, Discrete, Flow
+from scoreline.diffusion.schedules import EDM, VP, Cosine, Discrete, Flow
 from scoreline.samplers.heun import Heun
+from scoreline.samplers.straight import Straight
 
 F8 = torch.float64
 MEANS = torch.tensor([[-1.0, 0.4], [0.8, 1.0]], dtype=F8)
@@ -45,7 +46,7 @@ def test_it_is_the_algorithm(churn: tuple[float, float, float, float]) -> None:
     assert torch.allclose(sampler(model, noise).x, expected, atol=1e-9)
 
 
-@pytest.mark.parametrize("schedule", [VP(), Flow(t_max=0.99)], ids=lambda s: type(s).__name__)
+@pytest.mark.parametrize("schedule", [VP(), Cosine()], ids=lambda s: type(s).__name__)
 def test_other_schedules_run_the_same_algorithm_in_sigma_over_alpha(schedule: Schedule) -> None:
     churn = (2.0, 0.1, 5.0, 1.02)
     noise = Noise(2).at(range(4), (2,), dtype=F8)
@@ -127,12 +128,64 @@ def test_on_a_table_raised_levels_are_known_ones() -> None:
     assert (rows["up"] > rows["t"]).any()
 
 
+def flow_reference(model: Mixture, x: torch.Tensor, times: list[float], noise: Draws, churn: tuple) -> torch.Tensor:
+    """Churn in sigma/alpha, then Heun on dx/dt = v, the last step alone."""
+    s_churn, s_min, s_max, s_noise = churn
+    n = len(times) - 1
+    for i, (t, s) in enumerate(itertools.pairwise(times)):
+        level = t / (1 - t)
+        gamma = min(s_churn / n, math.sqrt(2) - 1) if s_min <= level <= s_max else 0.0
+        raised = (1 + gamma) * level
+        up = raised / (1 + raised)
+        y = x / (1 - t) + math.sqrt(raised**2 - level**2) * s_noise * noise.normal(i + 1)
+        x = (1 - up) * y
+        v = model.velocity(x, up)
+        if s > 0:
+            v = (v + model.velocity(x + (s - up) * v, s)) / 2
+        x = x + (s - up) * v
+    return x
+
+
+@pytest.mark.parametrize("churn", [(0.0, 0.0, math.inf, 1.0), (2.0, 0.1, 5.0, 1.02)])
+def test_on_a_flow_it_averages_velocities(churn: tuple[float, float, float, float]) -> None:
+    model, noise = Mixture(Flow(t_max=0.999), MEANS, 0.1), Noise(2).at(range(4), (2,), dtype=F8)
+    sampler = Heun(s_churn=churn[0], s_min=churn[1], s_max=churn[2], s_noise=churn[3], steps=7)
+    x, times = noise.normal() * 0.999, sampler.times(model.schedule)
+    expected = flow_reference(model, x, times.tolist(), noise, churn)
+    assert torch.allclose(sampler(model, noise).x, expected, atol=1e-9)
+    own = torch.from_numpy(times)[:, None].expand(-1, 4)
+    assert torch.allclose(sampler(model, noise, times=own).x, expected, atol=1e-9)
+
+
+@pytest.mark.parametrize("top", [1.0, 1 - 1e-5, 0.9])
+def test_order_two_on_a_flow_from_pure_noise_and_back_up(top: float) -> None:
+    """In sigma/alpha the error of a first step from t = 1 - 1e-5 grows with sigma/alpha, to a thousand."""
+    model = Gaussian(Flow(t_max=top), torch.tensor([0.4, -0.3], dtype=F8), torch.tensor([0.5, 0.1], dtype=F8))
+    noise = Noise(0).at(range(3), (2,), dtype=F8)
+    x = noise.normal() * top
+    for start, end in ((top, 0.02), (0.02, top)):
+        exact, errors = model.flow(x, start, end), []
+        for steps in (16, 64, 128):
+            times = np.linspace(start, end, steps + 1)
+            errors.append((Heun()(model, noise, times=times, x=x).x - exact).abs().max().item())
+        assert errors[0] < 0.05
+        assert np.log2(errors[1] / errors[2]) == pytest.approx(2, abs=0.1)
+        x = exact
+    few = Heun(steps=8)(model, noise)
+    assert (few.nfe, len(few.times)) == (15, 9)
+    assert (few.x - model.flow(noise.normal() * top, top, 0.0)).abs().max() < 0.05
+    assert torch.allclose(few.x, Straight(rule="default", heun=True, steps=8)(model, noise).x, atol=1e-10)
+
+
 def test_a_run_from_or_to_no_signal_is_refused() -> None:
     model, noise = Mixture(Flow(), MEANS, 0.1), Noise(0).at([0], (2,), dtype=F8)
-    with pytest.raises(InputError, match="infinite there"):
-        Heun(steps=5)(model, noise)
+    with pytest.raises(InputError, match="churn works in sigma/alpha, which is infinite there"):
+        Heun(steps=5, s_churn=1.0)(model, noise)
+    table = Mixture(Discrete(zero_terminal_snr=True), MEANS, 0.1)
+    with pytest.raises(InputError, match="Heun works in sigma/alpha, which is infinite there"):
+        Heun(steps=5)(table, noise)
     with pytest.raises(InputError):
-        Heun()(model, noise, times=[0.2, 0.6, 1.0], x=torch.ones(1, 2, dtype=F8))
+        Heun()(table, noise, times=[100.0, 500.0, 999.0], x=torch.ones(1, 2, dtype=F8))
 
 
 def test_settings() -> None:
