@@ -25,6 +25,7 @@ class Update:
         loss: `loss(batch, shared, step)` returns the scalar to minimise, or a mapping whose "loss" entry is that scalar
             and whose other entries are logged.
         every: the update is made on steps that are multiples of `every`.
+        unless: it is left out on steps that are multiples of `unless`; None leaves none out.
         optimizer: class from torch.optim.
         lr: learning rate, or a function of this update's own counter (see `scoreline.train.lr`).
         settings: further optimizer arguments (betas, weight_decay, ...).
@@ -42,12 +43,19 @@ class Update:
     clip: float | None = None
     clip_value: float | None = None
     name: str = "loss"
+    unless: int | None = None
 
     def __post_init__(self) -> None:
         if self.every < 1:
             raise InputError("every", self.every, "an update happens every 1 or more steps")
+        if self.unless is not None and self.unless < 2:
+            raise InputError("unless", self.unless, "steps are left out every 2 or more")
         if not self.parameters():
             raise InputError("update", self.name, "its modules have no trainable parameters")
+
+    def due(self, step: int) -> bool:
+        """Whether the update is made on this step."""
+        return step % self.every == 0 and (self.unless is None or step % self.unless != 0)
 
     def parameters(self) -> list[nn.Parameter]:
         """The parameters that this update moves, each once."""

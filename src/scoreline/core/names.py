@@ -41,6 +41,15 @@ TABLE: dict[str, dict[str, str]] = {
         "mlp": "scoreline.nn.mlp:MLP",
         "kl-autoencoder": "scoreline.nn.autoencoder:KLAutoencoder",
     },
+    "text": {
+        # What makes conditions of texts, and networks that hold such an encoder.
+        "bytes": "scoreline.nn.text:ByteTransformer",
+        "clip": "scoreline.nn.clip:CLIPTextEncoder",
+        "conditioned": "scoreline.nn.text:TextConditioned",
+    },
+    "adapter": {
+        "lora": "scoreline.nn.adapters:LoRA",
+    },
     "denoiser": {
         "preconditioned": "scoreline.diffusion.preconditioned:Preconditioned",
         "gaussian": "scoreline.diffusion.closed_form:Gaussian",
@@ -52,6 +61,7 @@ TABLE: dict[str, dict[str, str]] = {
         "latent-consistency": "scoreline.fewstep.maps:LatentConsistency",
         "guided-consistency": "scoreline.fewstep.guided:GuidedConsistency",
         "trajectory": "scoreline.fewstep.maps:Trajectory",
+        "mean-map": "scoreline.fewstep.mean_map:MeanMap",
     },
     "sampler": {
         "ddpm": "scoreline.samplers.ddpm:DDPM",
@@ -88,6 +98,7 @@ TABLE: dict[str, dict[str, str]] = {
         "ct": "scoreline.fewstep.consistency_models:CT",
         "cd": "scoreline.fewstep.consistency_models:CD",
         "scott": "scoreline.fewstep.scott:SCott",
+        "dmd2": "scoreline.fewstep.dmd2:DMD2",
         "ctm": "scoreline.fewstep.ctm:CTM",
         "adversarial-consistency": "scoreline.fewstep.sar_to_optical:AdversarialConsistency",
         "rectified-flow": "scoreline.fewstep.instaflow:RectifiedFlow",

@@ -135,6 +135,21 @@ class Images:
         """How many images the set was read from, by (width, height) before any resizing."""
         return dict(self._pixels.sides)
 
+    captions: str | None = None
+    """Where captions come from, when they are not the set's own: "made from labels"."""
+
+    def with_captions(self, captions: Sequence[str], origin: str) -> Images:
+        """The same images with captions.
+
+        Args:
+            captions: one an image.
+            origin: where they come from; `captions` and :meth:`describe` say it.
+        """
+        other = self._copy()
+        other.extras = {**self.extras, **_check_extras({"caption": captions}, len(self))}
+        other.captions = origin
+        return other
+
     def batch(self, indices: Indices) -> Batch:
         """The images at some positions of this set.
 
@@ -246,6 +261,7 @@ class Images:
             "std": (squares / count - mean.square()).clamp(min=0).sqrt().tolist(),
             "formats": self.formats,
             "preparation": self._pixels.preparation,
+            **({} if self.captions is None else {"captions": self.captions}),
             "fingerprint": self.fingerprint,
             "skipped": [{"name": name, "reason": reason} for name, reason in self.skipped],
         }

@@ -8,6 +8,7 @@ from typing import Literal, overload
 
 from scoreline.core.errors import ArtefactError, InputError, unknown_name
 from scoreline.data.arrays import from_arrays, load_arrays
+from scoreline.data.captions import captioned
 from scoreline.data.digits import load_digits
 from scoreline.data.folder import SUFFIXES, load_folder
 from scoreline.data.images import Images
@@ -27,13 +28,14 @@ _FILES = (".npz", ".npy", ".parquet")
 def load_images(
     source: str | os.PathLike[str], *, split: str | None = ..., config: str | None = ..., size: int | None = ...,
     channels: int | None = ..., on_bad_image: OnBadImage = ..., image_column: str | None = ...,
-    label_column: str | None = ..., caption_column: str | None = ..., streaming: Literal[False] = ...,
+    label_column: str | None = ..., caption_column: str | None = ..., captions: str | None = ...,
+    streaming: Literal[False] = ...,
 ) -> Images: ...  # fmt: skip
 @overload
 def load_images(
     source: str | os.PathLike[str], *, split: str | None = ..., config: str | None = ..., size: int | None = ...,
     channels: int | None = ..., on_bad_image: OnBadImage = ..., image_column: str | None = ...,
-    label_column: str | None = ..., caption_column: str | None = ..., streaming: bool,
+    label_column: str | None = ..., caption_column: str | None = ..., captions: str | None = ..., streaming: bool,
 ) -> Images | ImageStream: ...  # fmt: skip
 def load_images(
     source: str | os.PathLike[str],
@@ -46,6 +48,7 @@ def load_images(
     image_column: str | None = None,
     label_column: str | None = None,
     caption_column: str | None = None,
+    captions: str | None = None,
     streaming: bool = False,
 ) -> Images | ImageStream:
     """Open a data set by name or path.
@@ -64,6 +67,8 @@ def load_images(
         image_column: column of pictures in a parquet file or hub data set; None looks for img, then image.
         label_column: column of labels; None takes `label` if there is one.
         caption_column: column of captions; None reads none.
+        captions: make captions from the labels by these templates, "digits" or "photos", and mark them as made
+            (:mod:`scoreline.data.captions`); None makes none.
         streaming: read a parquet file or hub data set in order, without random access.
 
     Raises:
@@ -73,6 +78,14 @@ def load_images(
     >>> len(load_images("digits", split="train"))
     1297
     """
+    if captions is not None:
+        if streaming:
+            raise InputError("captions", captions, "are not made for a stream; leave streaming out")
+        images = load_images(
+            source, split=split, config=config, size=size, channels=channels, on_bad_image=on_bad_image,
+            image_column=image_column, label_column=label_column, caption_column=caption_column,
+        )  # fmt: skip
+        return captioned(images, captions)
     check_options(size, channels, on_bad_image)
     text = os.fspath(source)
     columns = {"image_column": image_column, "label_column": label_column, "caption_column": caption_column}

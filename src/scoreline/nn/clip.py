@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from scoreline.core.artefact import fingerprint, recorded
+from scoreline.core.cond import Cond
 from scoreline.core.encoder import Encoder
 from scoreline.core.errors import InputError, unknown_name
 from scoreline.nn.clip_tokenizer import CLIPTokenizer
@@ -157,8 +158,13 @@ class CLIPImageEncoder(Encoder):
         return net
 
 
+@recorded
 class CLIPTextEncoder(nn.Module):
     """CLIP's text tower: texts, or tokens, to embeddings (N, dim) of the space that images share, not normalised.
+
+    It is a text encoder in the sense of :mod:`scoreline.nn.text` too: `ids`, `context` and `encode` give the last
+    hidden states of a text's tokens, as latent diffusion models read them. It stays frozen there. The tokenizer is
+    looked for when it is first needed, or set as `tokenizer`.
 
     Args:
         width: channels of a token. depth: blocks. heads: attention heads, None for width / 64.
@@ -169,6 +175,7 @@ class CLIPTextEncoder(nn.Module):
     """
 
     mask: Tensor
+    learns = False
 
     def __init__(
         self,
@@ -181,7 +188,8 @@ class CLIPTextEncoder(nn.Module):
         dim: int = 768,
     ) -> None:
         super().__init__()
-        self.length, self.weights_sha256 = length, ""
+        self.length, self.dim, self.weights_sha256 = length, width, ""
+        self.tokenizer: CLIPTokenizer | None = None
         heads = _heads(width, heads)
         self.token_embedding = nn.Embedding(vocabulary, width)
         self.positional_embedding = nn.Parameter(0.01 * torch.randn(length, width))
@@ -194,14 +202,47 @@ class CLIPTextEncoder(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Embeddings (N, dim) of tokens (N, L), int64; each text ends with the highest token, zeros may follow."""
+        x = self._states(tokens)
+        end = tokens.argmax(1)
+        return self.ln_final(x[torch.arange(len(x), device=x.device), end]) @ self.text_projection
+
+    def _states(self, tokens: Tensor) -> Tensor:
         if tokens.ndim != 2 or tokens.shape[1] > self.length:
             raise InputError("tokens", tuple(tokens.shape), f"(N, L) with L at most {self.length}")
         count = tokens.shape[1]
         x = self.token_embedding(tokens) + self.positional_embedding[:count]
         for block in self.blocks:
             x = block(x, self.mask[:count, :count])
-        end = tokens.argmax(1)
-        return self.ln_final(x[torch.arange(len(x), device=x.device), end]) @ self.text_projection
+        return x
+
+    def ids(self, texts: Sequence[str | None]) -> Tensor:
+        """Tokens (N, length), int64, of texts; None is the null caption, start and end.
+
+        Raises:
+            InputError: an empty text, or one of more tokens than fit.
+            ArtefactError: the tokenizer's table is not there.
+        """
+        if isinstance(texts, str) or not texts:
+            raise InputError("texts", texts, "give a list of texts, at least one")
+        for text in texts:
+            if text is not None and not text.strip():
+                raise InputError("text", text, "is empty; give words, or None for no caption")
+        if self.tokenizer is None:
+            self.tokenizer = CLIPTokenizer.load()
+        return self.tokenizer([text or "" for text in texts], length=self.length)
+
+    def context(self, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Last hidden states (N, L, width) of tokens (N, L) after the last norm, and a mask that is True up to the end.
+
+        Models that were trained to read the padding too, as Stable Diffusion's, are given the states without the mask.
+        """
+        places = torch.arange(ids.shape[-1], device=ids.device)
+        return self.ln_final(self._states(ids)), places <= ids.argmax(1, keepdim=True)
+
+    def encode(self, texts: Sequence[str | None]) -> Cond:
+        """The conditions Cond(tokens=(N, L, width), mask=(N, L)) of texts."""
+        tokens, mask = self.context(self.ids(texts).to(self.text_projection.device))
+        return Cond(tokens=tokens, mask=mask)
 
     def embed(self, texts: Sequence[str], tokenizer: CLIPTokenizer, *, truncate: bool = False) -> Tensor:
         """Embeddings (N, dim) of texts.

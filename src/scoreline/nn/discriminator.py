@@ -31,7 +31,7 @@ from scoreline.nn.unet import UNet
 
 __all__ = ["HEADS", "FeatureDiscriminator", "PairDiscriminator", "TapDiscriminator", "encoder_of", "head_for"]
 
-HEADS = ("conv", "pool")
+HEADS = ("conv", "pool", "strided")
 TRAINED = ("heads", "all")
 
 
@@ -76,22 +76,54 @@ class _Pooled(nn.Module):
         return self.last(h)
 
 
+class _Strided(nn.Module):
+    """Convolutions 4x4 of stride 2 down to 4x4 pixels, one of stride 4, each with norm and SiLU, conv 1x1: one logit.
+
+    Vectors pass two dense layers in their place, tokens too, whose logits are averaged.
+    """
+
+    def __init__(self, shape: Sequence[int]) -> None:
+        super().__init__()
+        maps, layers = len(shape) == 3, list[nn.Module]()
+        channels, size = (shape[0], min(shape[1:])) if maps else (shape[-1], 0)
+        while size > 4:
+            layers += [nn.Conv2d(channels, channels, 4, 2, 1), group_norm(channels, 1e-5), nn.SiLU()]
+            size //= 2
+        if maps:
+            layers += [nn.Conv2d(channels, channels, size, size), group_norm(channels, 1e-5), nn.SiLU()]
+        else:
+            layers += [
+                part for _ in "ab" for part in (nn.Linear(channels, channels), nn.LayerNorm(channels), nn.SiLU())
+            ]
+        self.layers = nn.Sequential(*layers)
+        self.last = nn.Conv2d(channels, 1, 1) if maps else nn.Linear(channels, 1)
+
+    def forward(self, h: Tensor) -> Tensor:
+        return self.last(self.layers(h)).flatten(1).mean(1, keepdim=True)
+
+
+_HEADS = {"conv": _Patches, "pool": _Pooled, "strided": _Strided}
+
+
 def head_for(shape: Sequence[int], head: str = "conv") -> nn.Module:
     """A new head for features of one shape.
 
     Args:
         shape: of one image's feature: (C, H, W), (L, D) tokens or (D,).
-        head: "conv", a logit a pixel, or "pool", one logit in all (Bai & Xu 2024).
+        head: "conv", a logit a pixel, "pool", one logit in all (Bai & Xu 2024), or "strided", one logit by strided
+            convolutions (Yin et al. 2024, DMD2).
 
     Raises:
         InputError: an unknown head.
 
     >>> sum(p.numel() for p in head_for((1024, 8, 8), "pool").parameters())
     26221569
+    >>> sum(p.numel() for p in head_for((768, 8, 8), "strided").parameters())
+    18879745
     """
     if head not in HEADS:
         raise unknown_name("head", head, HEADS)
-    return (_Patches if head == "conv" else _Pooled)(tuple(shape))
+    return _HEADS[head](tuple(shape))
 
 
 def encoder_of(model: Network | Denoiser) -> Any:
@@ -162,7 +194,7 @@ class TapDiscriminator(nn.Module):
         net: a network (U-Net, DiT, MLP), told x and t as they are, or a denoiser with its schedule, told x_t and t in
             its schedule. It is not copied.
         taps: names of features (`net.taps`); None takes the U-Net's "middle", the last layer elsewhere.
-        head: "conv" or "pool", see :func:`head_for`; each tap has its own.
+        head: "conv", "pool" or "strided", see :func:`head_for`; each tap has its own.
         trained: "heads" leaves the network as it is, "all" trains it with them.
 
     Raises:

@@ -114,7 +114,7 @@ class Loop:
         numbers = range(self.rank * self.accumulate, (self.rank + 1) * self.accumulate)
         parts = [self.feed.piece(step, number) for number in numbers]
         shared: list[Any] = [None] * len(parts)
-        due = [k for k, (_, update, _) in enumerate(self.updates) if step % update.every == 0]
+        due = [k for k, (_, update, _) in enumerate(self.updates) if update.due(step)]
         logged: dict[str, Tensor] = {}
         for turn_of, k in enumerate(due or [None]):
             for i, batch in enumerate(parts):

@@ -126,6 +126,7 @@ def _describe(name: str, update: Update, tensors: int) -> dict[str, Any]:
         "parameters": sum(p.numel() for p in update.parameters()),
         "tensors": tensors,
         "every": update.every,
+        "unless": update.unless,
         "optimizer": update.optimizer.__name__,
         "lr": _plain(update.lr),
         "settings": _plain(dict(update.settings)),
