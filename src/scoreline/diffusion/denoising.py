@@ -22,6 +22,7 @@ from scoreline.diffusion.levels import antithetic, draw_levels
 from scoreline.diffusion.preconditioned import Preconditioned
 from scoreline.diffusion.schedules import Discrete
 from scoreline.diffusion.variational import vlb_term
+from scoreline.nn.text import text_network, tokens_of
 
 __all__ = ["WEIGHTS", "Denoising", "min_snr_weight", "source_of"]
 
@@ -67,7 +68,7 @@ class Denoising(Method):
         denoiser: the model; its network takes the gradients.
         levels: how t is drawn, a name in `scoreline.diffusion.levels.LEVELS`; None takes the usual one of the kind.
         weight: "one" or "min-snr".
-        p_uncond: share of images whose label is replaced by null, for classifier-free guidance.
+        p_uncond: share of images whose label and caption are replaced by null, for classifier-free guidance.
         lr: learning rate, or a function of the step.
         optimizer, settings, clip: see :class:`scoreline.core.method.Update`.
         perturbation: gamma of input perturbation: x_t is built with eps + gamma eps', and the target stays that of eps
@@ -136,6 +137,9 @@ class Denoising(Method):
             drop = draws.uniform(step=0, part=2) < self.p_uncond
             labels = torch.where(drop | (batch.label < 0), self.denoiser.num_classes, batch.label)
             cond = Cond(labels=labels)
+        if text_network(self.denoiser) is not None:
+            told = tokens_of(self.denoiser, batch, draws.uniform(step=0, part=2) < self.p_uncond)
+            cond = (cond or Cond()).replace(tokens=told)
         if "image" in getattr(self.denoiser.net, "accepts", ()):
             cond = (cond or Cond()).replace(image=source_of(batch))
         shown = noise

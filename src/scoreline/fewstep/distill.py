@@ -39,6 +39,7 @@ from scoreline.evaluate.compare import converged
 from scoreline.evaluate.pairs import plan_pairs, write_pairs
 from scoreline.evaluate.specs import check_fit, labels_for, make_sampler
 from scoreline.fewstep.recipe import TEACHER, Recipe, Stage, check_students, make_method, make_student
+from scoreline.nn.text import text_network, tokens_of
 from scoreline.samplers.generator import Sampled
 from scoreline.train.checkpoint import newest
 from scoreline.train.recipe import call, opened
@@ -49,6 +50,7 @@ __all__ = ["distill", "networks", "steps_picture"]
 
 STEPS = (1, 2, 4, 8)
 SHOWN = 10
+COSTS = ("training_seconds", "training_evaluations", "pair_evaluations")
 SMALL = 10  # steps that a preset sized for CUDA may run elsewhere, to be looked at
 
 
@@ -99,7 +101,7 @@ def distill(
     if pairs is not None or pair_count is not None:
         _own_pairs(recipe, pairs, pair_count)
     several = len(recipe.stages) > 1
-    results, resolved = [], {}
+    results, resolved, costs = [], {}, list[dict[str, Any]]()
     for number, stage in enumerate(recipe.stages):
         spot = folder / stage.name if several else folder
         store = folder / (f"pairs-{stage.name}" if several else "pairs")
@@ -139,6 +141,9 @@ def distill(
         told = method.measured()
         if told:
             card["measured"] = told
+        costs.append({"stage": stage.name} | {key: card[key] for key in COSTS if key in card})
+        if several:
+            card["stages"] = list(costs)
         model = result.denoiser if isinstance(result, Sampled) else result
         model = model.cpu()
         save_artefact(target, model, card=card)
@@ -200,6 +205,8 @@ def steps_picture(
     """
     count = min(count, len(data)) if isinstance(data, Paired) else count
     cond = labels_for(range(count), student.num_classes)
+    if text_network(student) is not None and "caption" in getattr(data, "extras", {}):
+        cond = (cond or Cond()).replace(tokens=tokens_of(student, data.batch(range(count))))
     rows, names = [], []
     pairs = data.batch(range(count)) if isinstance(data, Paired) else None
     if pairs is not None:
@@ -212,7 +219,7 @@ def steps_picture(
             continue  # a sampler of higher order has a least number of steps
         rows.append(Sampled(student, sampler).generate(range(count), Noise(0), cond))
         names.append(f"{steps} step{'s' * (steps > 1)}")
-    if teacher is not None and pairs is not None:
+    if teacher is not None and (pairs is not None or text_network(teacher) is not None):
         solver = make_sampler("ddim", steps=50)
         rows.append(Sampled(teacher.cpu(), solver).generate(range(count), Noise(0), cond))
         names.append("teacher, 50 steps")
@@ -326,6 +333,8 @@ def _card(
         card["pairs"] = {key: data.header[key] for key in ("count", "solver", "nfe", "guidance", "seed", "teacher")}
         card["pairs"]["flips"] = data.flips
     card["data"], card["split"] = images.get("source", told.get("data")), images.get("split", told.get("split"))
+    if getattr(data, "captions", None) is not None:
+        card["captions"] = data.captions
     if "paired" in images:
         card["paired"] = data.name
     if hasattr(method, "made_for"):
@@ -346,7 +355,7 @@ def _card(
 def _draw(method: Any, step: int, path: Path) -> None:
     """A grid of samples, the same noise and labels every time, so that progress is seen."""
     result = method.result()
-    told = any("image" in getattr(module, "accepts", ()) for module in method.modules())
+    told = any({"image", "tokens"} & set(getattr(module, "accepts", ())) for module in method.modules())
     if isinstance(result, Sampled) and len(result.shape) == 3 and result.shape[0] in (1, 3) and not told:
         cond = labels_for(range(40), result.num_classes)
         place = next(result.parameters()).device

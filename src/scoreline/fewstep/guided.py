@@ -20,11 +20,14 @@ from scoreline.core.cond import Cond
 from scoreline.core.denoiser import Denoiser, Posterior, View
 from scoreline.core.errors import InputError
 from scoreline.core.schedule import Schedule, Time, spread
+from scoreline.diffusion.preconditioned import Preconditioned
 from scoreline.fewstep.curricula import solver_levels
+from scoreline.fewstep.flows import conditions
 from scoreline.fewstep.maps import LatentConsistency
-from scoreline.fewstep.teachers import innermost
+from scoreline.fewstep.teachers import innermost, rebuilt
+from scoreline.nn.text import TextConditioned, tokens_of
 
-__all__ = ["POINTS", "SKIP", "USUAL", "GuidedConsistency", "WeightGuided", "sub_steps"]
+__all__ = ["POINTS", "SKIP", "USUAL", "GuidedConsistency", "WeightGuided", "sub_steps", "told", "weight_taking"]
 
 SKIP, POINTS = 24, 42
 USUAL = 7.5
@@ -60,6 +63,32 @@ def sub_steps(schedule: Schedule, *, h: int = 3, skip: int = SKIP, points: int =
         raise InputError("skip", skip, f"is {h}, the number of steps, to {top} on this table")
     n = np.append(np.arange(skip, top, skip), top).astype(np.float64)
     return np.rint(np.linspace(n, n - skip, h + 1, axis=1))
+
+
+def told(model: Denoiser, batch: Any) -> Cond | None:
+    """What a model is told of a batch: labels where it has classes, captions where it takes text, else None.
+
+    Raises:
+        InputError: the batch lacks labels or captions that the model needs.
+    """
+    cond, tokens = conditions(model, batch), tokens_of(model, batch)
+    return cond if tokens is None else (cond or Cond()).replace(tokens=tokens)
+
+
+def weight_taking(teacher: Preconditioned) -> nn.Module:
+    """A copy of a teacher's network that is told w besides, and answers with the image's channels only.
+
+    The new input's layer starts at 0, so that the copy answers as before for every w. A network that cannot be rebuilt
+    with one, or has no conditions, is copied as it is.
+    """
+    outer: Any = teacher.net
+    net: Any = outer.net if isinstance(outer, TextConditioned) else outer
+    changes: dict[str, Any] = {"out_channels": teacher.shape[0]} if teacher.learned_variance else {}
+    conditional = teacher.num_classes is not None or isinstance(outer, TextConditioned)
+    if conditional and "weight_input" in getattr(net, "_arguments", {}):
+        changes["weight_input"] = True
+    made, _ = rebuilt(net, changes)
+    return outer.over(made) if isinstance(outer, TextConditioned) else made
 
 
 class WeightGuided(View):
@@ -126,6 +155,12 @@ class GuidedConsistency(LatentConsistency):
         self.skip, self.trained = skip, sub_steps(schedule, h=1, skip=skip, points=points)[::-1, 0].copy()
         self.takes_weight = "weight" in getattr(net, "accepts", ())
         self.register_buffer("guidance", torch.tensor(USUAL))
+
+    def with_net(self, net: nn.Module) -> GuidedConsistency:
+        """The same student over another network."""
+        made = GuidedConsistency(net, **{k: v for k, v in self._arguments.items() if k != "net"})  # type: ignore
+        made.guidance.copy_(self.guidance)
+        return made.train(self.training)
 
     def levels(self, steps: int) -> Any:
         """Entry floor(i N/steps) of the N levels of training, the noisiest first.

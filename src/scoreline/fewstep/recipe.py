@@ -98,8 +98,13 @@ def few_step_methods() -> list[str]:
 
 
 def staged_recipes() -> list[str]:
-    """Names of papers whose recipe has stages of several methods, for which presets ship."""
-    return sorted({name.rpartition("-")[0] for name in presets() if "stages" in recipe_file(name)})
+    """Names of papers whose recipe has stages of several methods, for which presets ship.
+
+    A preset of a method that has stages too, as scott-digits-text, is reached by the method's name.
+    """
+    of_methods = tuple(f"{method}-" for method in few_step_methods())
+    staged = (name for name in presets() if "stages" in recipe_file(name) and not name.startswith(of_methods))
+    return sorted({name.rpartition("-")[0] for name in staged})
 
 
 def read_recipe(

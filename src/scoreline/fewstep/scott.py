@@ -16,7 +16,7 @@ al. 2023 (arXiv 2309.06169), for ER-SDE.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -36,9 +36,9 @@ from scoreline.diffusion.preconditioned import Preconditioned
 from scoreline.fewstep.adversarial import ADVERSARIAL, discriminator_loss, generator_loss
 from scoreline.fewstep.consistency import as_target
 from scoreline.fewstep.distances import distance as named_distance
-from scoreline.fewstep.flows import conditions
-from scoreline.fewstep.guided import SKIP, USUAL, GuidedConsistency, WeightGuided, sub_steps
-from scoreline.fewstep.teachers import advance, check_alike, copied, ema_update, innermost, rebuilt
+from scoreline.fewstep.guided import SKIP, USUAL, GuidedConsistency, WeightGuided, sub_steps, told, weight_taking
+from scoreline.fewstep.teachers import advance, check_alike, copied, ema_update, innermost
+from scoreline.nn.adapters import LoRA, is_adapted, merged
 from scoreline.nn.discriminator import TapDiscriminator
 from scoreline.samplers.ddim import DDIM
 from scoreline.samplers.er_sde import ERSDE
@@ -48,6 +48,7 @@ from scoreline.samplers.jumps import Jumps
 __all__ = ["SOLVERS", "SCott", "gaussian_chain", "sde_steps", "variance_ratio"]
 
 SOLVERS = ("ddim", "er-sde")
+DISCRIMINATORS = ("taps", "lora")
 
 
 class _Given:
@@ -154,12 +155,16 @@ class SCott(Method):
         sampling_guidance: w when images are made; None takes 7.5, or the end of the range next to it.
         distance: "squared", "pseudo-huber" or "elementwise-huber".
         target_rate: decay of the average that gives the target.
-        discriminator: "taps", heads on frozen features of the teacher's network; a module `d(x, t, cond)` -> logits;
-            None leaves the adversary out.
+        discriminator: "taps", heads on frozen features of the teacher's network; "lora", heads on the last features of
+            a copy of it whose decoder is adapted, as in the paper; a module `d(x, t, cond)` -> logits; None leaves the
+            adversary out.
+        discriminator_rank: of the adapters of "lora".
         adversarial: "hinge", or another of :mod:`scoreline.fewstep.adversarial`.
         adversarial_weight: of L_G; 0 leaves the adversary out.
         renoise: whether the discriminator judges images noised to a level drawn from the grid, or clean ones, called
             of the least level.
+        lora: {rank:, alpha:, layers:} of :meth:`scoreline.nn.adapters.LoRA.of`: only adapters of the student are
+            trained, and the result has them merged; None trains the whole network.
         lr, discriminator_lr: learning rates, or functions of the step.
         optimizer, settings, clip: of both, see :class:`scoreline.core.method.Update`.
 
@@ -184,9 +189,11 @@ class SCott(Method):
         distance: str = "squared",
         target_rate: float = 0.95,
         discriminator: nn.Module | str | None = "taps",
+        discriminator_rank: int = 64,
         adversarial: str = "hinge",
         adversarial_weight: float = 0.4,
         renoise: bool = True,
+        lora: Mapping[str, Any] | None = None,
         lr: float | Callable[[int], float] = 8e-6,
         discriminator_lr: float | Callable[[int], float] = 2e-5,
         optimizer: type[torch.optim.Optimizer] = torch.optim.AdamW,
@@ -214,12 +221,16 @@ class SCott(Method):
             low, high = self.range
             wanted = min(max(USUAL, low), high) if sampling_guidance is None else sampling_guidance
             student.guidance.fill_(wanted)
+        self.adapted = lora is not None
+        if lora is not None:
+            LoRA.of(student.net, **_checked_lora(lora)).attach(student.net)
         self.student, self.target = student, copied(student)
         self.teacher: Denoiser = there if self.range is None else WeightGuided(there)
         if isinstance(discriminator, str):
-            if discriminator != "taps":
-                raise unknown_name("discriminator", discriminator, ("taps",))
-            discriminator = _tapped(teacher, student.schedule) if adversarial_weight else None
+            if discriminator not in DISCRIMINATORS:
+                raise unknown_name("discriminator", discriminator, DISCRIMINATORS)
+            rank = discriminator_rank if discriminator == "lora" else None
+            discriminator = _tapped(teacher, student.schedule, rank) if adversarial_weight else None
         self.discriminator = discriminator if adversarial_weight else None
         self.adversarial, self.adversarial_weight, self.renoise = adversarial, adversarial_weight, renoise
         self.target_rate, self.apart = target_rate, named_distance(distance)
@@ -235,8 +246,7 @@ class SCott(Method):
     def student_of(teacher: Denoiser | None, net: nn.Module | None = None) -> GuidedConsistency:
         """A guided consistency function over a network, or over a copy of the teacher's that is told w besides.
 
-        The new input's layer starts at 0, so that the copy answers as before for every w. A network that cannot be
-        rebuilt with one, or has no conditions, is copied as it is.
+        See :func:`scoreline.fewstep.guided.weight_taking`.
 
         Raises:
             InputError: the teacher has no network, or its images are of another shape than the student's.
@@ -248,10 +258,7 @@ class SCott(Method):
             mend = "gives the student its schedule and kind; take a model with a network, or a student: of one's own"
             raise InputError("teacher", None if inner is None else type(inner).__name__, mend)
         if net is None:
-            changes: dict[str, Any] = {"out_channels": inner.shape[0]} if inner.learned_variance else {}
-            if inner.num_classes is not None and "weight_input" in getattr(inner.net, "_arguments", {}):
-                changes["weight_input"] = True
-            net, _ = rebuilt(inner.net, changes)
+            net = weight_taking(inner)
         if tuple(getattr(net, "in_shape", inner.shape)) != tuple(inner.shape):
             raise InputError("student", getattr(net, "in_shape", None), f"the teacher's images are {inner.shape}")
         table = inner.schedule.known
@@ -262,8 +269,9 @@ class SCott(Method):
         )  # fmt: skip
 
     def frozen(self) -> tuple[nn.Module, ...]:
-        if isinstance(self.discriminator, TapDiscriminator) and self.discriminator.frozen_trunk:
-            return (self.teacher, self.discriminator.trunk)
+        judge = self.discriminator
+        if isinstance(judge, TapDiscriminator) and judge.frozen_trunk and not is_adapted(judge.trunk):
+            return (self.teacher, judge.trunk)
         return (self.teacher,)
 
     def averaged(self) -> nn.Module:
@@ -272,12 +280,12 @@ class SCott(Method):
     def prepare(self, batch: Any, step: int) -> Shared:
         draws = batch.draws.reshaped(batch.image.shape[1:])
         times = self.times[draws.integers(len(self.times), step=0, part=1)].T
-        cond, told = conditions(self.student, batch), conditions(self.teacher, batch)
-        shown = told
+        cond, real = told(self.student, batch), told(self.teacher, batch)
+        shown = real
         if self.range is not None:
             low, high = self.range
             weight = (low + (high - low) * draws.uniform(step=0, part=3)).to(batch.image.dtype)
-            cond, shown = (c.replace(weight=weight) for c in (cond or Cond(), told or Cond()))
+            cond, shown = (c.replace(weight=weight) for c in (cond or Cond(), real or Cond()))
         h = len(times) - 1
         if self.solver.stochastic:
             noises = torch.stack([draws.normal(step=k + 1) for k in range(h)])
@@ -285,7 +293,7 @@ class SCott(Method):
             noises = torch.zeros((), device=times.device).expand(h, *batch.image.shape)
         z_n = self.student.schedule.marginal(batch.image, times[0], draws.normal())
         z_m = sde_steps(self.solver, self.teacher, z_n, times, noises, shown)
-        return Shared(z_n, z_m, times[0], times[-1], noises, cond, told)
+        return Shared(z_n, z_m, times[0], times[-1], noises, cond, real)
 
     def loss(self, batch: Any, shared: Shared, step: int) -> dict[str, Tensor]:
         s = shared
@@ -315,7 +323,8 @@ class SCott(Method):
         ema_update(self.target, self.student, self.target_rate)
 
     def result(self) -> Sampled:
-        return Sampled(self.student.eval(), Jumps(steps=1))
+        student = self.student.eval()
+        return Sampled(student.with_net(merged(student.net)) if self.adapted else student, Jumps(steps=1))
 
     def _level(self, batch: Any, shared: Shared) -> Tensor:
         """The levels at which the discriminator judges, (B,)."""
@@ -342,13 +351,29 @@ def _checked_range(guidance: Sequence[float] | None, student: GuidedConsistency)
     return float(guidance[0]), float(guidance[1])
 
 
-def _tapped(teacher: Denoiser, schedule: Schedule) -> TapDiscriminator:
+def _checked_lora(lora: Mapping[str, Any]) -> dict[str, Any]:
+    known = ("rank", "alpha", "layers")
+    if not isinstance(lora, Mapping):
+        raise InputError("lora", lora, "give a mapping, e.g. {rank: 64}, or null")
+    for key in lora:
+        if key not in known:
+            raise unknown_name("setting of lora", str(key), known)
+    return dict(lora)
+
+
+def _tapped(teacher: Denoiser, schedule: Schedule, rank: int | None) -> TapDiscriminator:
     inner = innermost(teacher)
     if not isinstance(inner, Preconditioned):
         mend = "has no network to tap; give a discriminator of one's own, or null"
         raise InputError("teacher", type(inner).__name__, mend)
+    net = inner.net if rank is None else copied(inner.net)
     seen = Preconditioned(
-        inner.net, schedule, kind=inner.kind, sigma_data=inner.sigma_data, time_input=inner.time_input,
+        net, schedule, kind=inner.kind, sigma_data=inner.sigma_data, time_input=inner.time_input,
         learned_variance=inner.learned_variance,
     )  # fmt: skip
-    return TapDiscriminator(seen)
+    if rank is None:
+        return TapDiscriminator(seen)
+    decoder = any(".decoder." in f".{name}." for name, _ in net.named_modules())
+    judge = TapDiscriminator(seen, ("decoder",) if "decoder" in net.taps else None)
+    LoRA.of(net, rank=rank, layers=["*decoder.*"] if decoder else None).attach(net)
+    return judge

@@ -11,6 +11,7 @@ Reference: Hu et al. 2021 (LoRA, arXiv 2106.09685).
 from __future__ import annotations
 
 import copy
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
@@ -18,7 +19,6 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 
 from scoreline.core.artefact import recorded
 from scoreline.core.errors import InputError
@@ -30,15 +30,18 @@ N = TypeVar("N", bound=nn.Module)
 LAYERS = (nn.Linear, nn.Conv2d)
 
 
-class _Plus(nn.Module):
-    """W + scale U D, in the shape of W; U and D belong to the adapters."""
+@functools.cache
+def _adapted(kind: type) -> type:
+    """The class of layers whose weight is a sum; the layer's own is called base.
 
-    def __init__(self, down: nn.Parameter, up: nn.Parameter, scale: float) -> None:
-        super().__init__()
-        self.down, self.up, self.scale = down, up, scale
+    A class for each kind of layer, and not torch's parametrizations, whose class a copy shares with its original, so
+    that taking them off a copy breaks the original.
+    """
 
-    def forward(self, weight: Tensor) -> Tensor:
-        return weight + (self.scale * (self.up @ self.down)).view(weight.shape).to(weight.dtype)
+    def weight(layer: Any) -> Tensor:
+        return layer.base + (layer.adapter_scale * (layer.up @ layer.down)).view(layer.base.shape)
+
+    return type(f"Adapted{kind.__name__}", (kind,), {"weight": property(weight), "plain": kind})
 
 
 @recorded
@@ -112,19 +115,18 @@ class LoRA(nn.Module):
             if not _fits(module):
                 raise InputError("layer", name, f"is no dense layer or convolution of this {type(net).__name__}")
             shape = tuple(module.weight.flatten(1).shape)  # type: ignore[union-attr]
-            if shape != wanted or parametrize.is_parametrized(module):  # type: ignore[arg-type]
+            if shape != wanted or hasattr(module, "plain"):
                 raise InputError("layer", name, f"has a weight {shape} or adapters of its own; these are for {wanted}")
         net.requires_grad_(False)
         for name in self.names:
-            module: Any = modules[name]  # type: ignore[no-redef]
-            place = module.weight
+            layer: Any = modules[name]
+            base, rest = layer._parameters["weight"], {k: v for k, v in layer._parameters.items() if k != "weight"}
             down, up = self.down[_key(name)], self.up[_key(name)]
-            down.data, up.data = down.data.to(place), up.data.to(place)
-            parametrize.register_parametrization(module, "weight", _Plus(down, up, self.scale))
-            down.requires_grad_(True)
-            up.requires_grad_(True)
-            if hasattr(module, "winograd"):
-                module.winograd = False  # its kept filters would not see the sum change
+            down.data, up.data = down.data.to(base), up.data.to(base)
+            layer._parameters = {"base": base, "down": down, "up": up, **rest}
+            layer.__class__, layer.adapter_scale = _adapted(type(layer)), self.scale
+            if hasattr(layer, "winograd"):
+                layer.winograd = False  # filters that it keeps would not see the sum change
         return net
 
     def delta(self, name: str) -> Tensor:
@@ -134,7 +136,7 @@ class LoRA(nn.Module):
 
 def is_adapted(net: nn.Module) -> bool:
     """Whether adapters are attached to a network."""
-    return any(parametrize.is_parametrized(module) for module in net.modules())
+    return any(hasattr(module, "plain") for module in net.modules())
 
 
 @torch.no_grad()
@@ -142,9 +144,13 @@ def merged(net: N) -> N:
     """A copy whose weights hold the sum, without adapters, every parameter trainable; a plain network to save."""
     made = copy.deepcopy(net)
     for module in made.modules():
-        if parametrize.is_parametrized(module):
-            parametrize.remove_parametrizations(module, "weight", leave_parametrized=True)
-            module.__dict__.pop("winograd", None)
+        if hasattr(module, "plain"):
+            layer: Any = module
+            rest = {k: v for k, v in layer._parameters.items() if k not in ("base", "down", "up")}
+            layer._parameters = {"weight": nn.Parameter(layer.weight.clone()), **rest}
+            layer.__class__ = layer.plain
+            layer.__dict__.pop("winograd", None)
+            del layer.adapter_scale
     return made.requires_grad_(True)
 
 

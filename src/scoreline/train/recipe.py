@@ -34,6 +34,7 @@ from scoreline.core.noise import Noise, derive
 from scoreline.data import load_images
 from scoreline.data.grid import picture_grid, write_png
 from scoreline.data.paired import load_paired
+from scoreline.nn.text import TextConditioned, text_network
 from scoreline.train import lr as schedules
 from scoreline.train.resolve import resolve
 from scoreline.train.run import run
@@ -242,7 +243,8 @@ def train(
         return {"resolved": resolve(method, data, **settings)}
     folder = Path(out or f"runs/{Path(name).stem}")
     every = sample_every or recipe.get("sample_every")
-    sample = _draw if hasattr(method, "denoiser") and every else None
+    told = text_network(getattr(method, "denoiser", method)) is not None  # no caption is at hand there
+    sample = _draw if hasattr(method, "denoiser") and every and not told else None
     trained = run(
         method, data, folder, checkpoint_every=checkpoint_every, sample_every=every if sample else None, sample=sample,
         quiet=quiet, **settings,
@@ -253,6 +255,8 @@ def train(
         "command": command, "data": recipe["data"]["source"], "split": recipe["data"].get("split"), "steps": steps,
         "batch_size": batch_size, "seed": settings["seed"],
     }  # fmt: skip
+    if getattr(data, "captions", None) is not None:
+        card["captions"] = data.captions
     save_artefact(target, model, card=card)
     return {"model": str(target), "folder": str(folder), "steps": trained.step, "losses": trained.losses}
 
@@ -278,6 +282,9 @@ def check_images(method: nn.Module, data: Any) -> None:
         ):
             mend = f"the model is told an image of {given.get('image_channels')} channels; give paired images of those"
             raise InputError("data", data.name if told is None else tuple(told), mend)
+        if isinstance(module, TextConditioned) and "caption" not in getattr(data, "extras", {}):
+            mend = "has no captions, and the model takes some; name a column, or make them: captions: digits"
+            raise InputError("data", getattr(data, "name", type(data).__name__), mend)
         if classes is not None and (data.num_classes is None or data.num_classes > classes):
             found = "has no labels" if data.num_classes is None else f"has {data.num_classes} classes"
             raise InputError("data", data.name, f"{found}, and the model is one of {classes} classes")
