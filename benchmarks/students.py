@@ -36,6 +36,8 @@ SEEDS = (0, 1, 2)
 # What the teacher's samplers are at few evaluations; the best of them stands beside the students.
 TEACHERS = ("ddim", "dpm-solver++2m", "deis")
 REAL = 500
+KEPT = ("command", "method", "steps", "stages", "training_seconds", "training_evaluations", "pair_evaluations")
+KEPT += ("learns_from",)
 
 
 @torch.no_grad()
@@ -95,7 +97,7 @@ def run(chosen: argparse.Namespace) -> dict[str, Any]:
             key, {"name": name, "steps": n, "parameters": 0, "macs": 0, "card": {}, "seeds": {}}
         )
         entry |= {"name": name, "parameters": sum(p.numel() for p in model.parameters()), "macs": model_macs(model)}
-        entry["card"] = {k: v for k, v in card(model).items() if k in ("command", "method", "steps", "training")}
+        entry["card"] = {k: v for k, v in card(model).items() if k in KEPT}
         for seed in SEEDS[:1] if chosen.quick else SEEDS:
             if str(seed) not in entry["seeds"]:
                 entry["seeds"][str(seed)] = measured(model, sampler, seed, count)
@@ -126,13 +128,24 @@ def rows(record: Mapping[str, Any]) -> list[list[object]]:
         [
             e["name"], e["steps"], spread(e, "fd-digits"), f"{summary(e)['fd-digits'] / base:.2f}",
             spread(e, "fd-pixels"), f"{summary(e)['precision']:.2f}", f"{summary(e)['recall']:.2f}",
-            f"{e['parameters'] / 1e3:.0f}k",
+            f"{e['parameters'] / 1e3:.0f}k", *cost(e["card"]),
         ]
         for e in order
     ]  # fmt: skip
 
 
+def cost(told: Mapping[str, Any]) -> tuple[str, str, str]:
+    """Evaluations and minutes of all stages of a student, and what it learned from; dashes for what is no student."""
+    if "method" not in told or "training_seconds" not in told:
+        return "", "", ""
+    stages = told.get("stages") or [told]
+    spent = sum((s.get("training_evaluations") or 0) + (s.get("pair_evaluations") or 0) for s in stages)
+    seconds = sum(s.get("training_seconds") or 0 for s in stages)
+    return f"{spent / 1e6:.1f}M", f"{seconds / 60:.1f}", ", ".join(told.get("learns_from", ()))
+
+
 HEAD = ["method", "steps", "fid@digits", "/ teacher's ODE", "fd-pixel", "precision", "recall", "parameters"]
+HEAD += ["evaluations in training", "minutes", "learns from"]
 
 
 def main(argv: Sequence[str] | None = None) -> None:

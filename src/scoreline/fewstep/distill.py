@@ -337,6 +337,8 @@ def _card(
         card["captions"] = data.captions
     if "paired" in images:
         card["paired"] = data.name
+    sources = {"teacher": teacher is not None, "images": bool(images), "pairs": isinstance(data, PairStore)}
+    card["learns_from"] = [name for name, used in sources.items() if used]
     if hasattr(method, "made_for"):
         counts = method.made_for
         card["sampling"] = {"sampler": method.sampler, "steps": None if counts is None else list(counts)}
