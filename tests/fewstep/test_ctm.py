@@ -21,7 +21,7 @@ from scoreline.data.images import Batch
 from scoreline.diffusion.closed_form import Gaussian
 from scoreline.diffusion.likelihood import log_likelihood
 from scoreline.diffusion.preconditioned import Preconditioned, edm_scalings, edm_weight
-from scoreline.diffusion.schedules import EDM
+from scoreline.diffusion.schedules import EDM, VP, Flow
 from scoreline.fewstep import ctm
 from scoreline.fewstep.ctm import (
     CTM,
@@ -32,12 +32,14 @@ from scoreline.fewstep.ctm import (
     dsm_loss,
     number_of_steps_weights,
 )
+from scoreline.fewstep.discriminators import frozen_part, named_discriminator
 from scoreline.fewstep.distances import squared
 from scoreline.fewstep.maps import OUTER, GaussianMap, Trajectory, outer_scalings, outer_shift
 from scoreline.fewstep.recipe import make_method, make_student, read_recipe
 from scoreline.fewstep.teachers import advance
 from scoreline.fewstep.trajectory import training_grid
 from scoreline.guidance.extrapolate import ClassifierFree
+from scoreline.nn.discriminator import FeatureDiscriminator, TapDiscriminator
 from scoreline.nn.mlp import MLP
 from scoreline.nn.unet import UNet
 from scoreline.samplers.heun import Heun
@@ -389,6 +391,60 @@ def test_in_the_loop_each_update_moves_its_own_and_the_average_follows():
     assert generator.denoiser.anywhere
 
 
+@pytest.mark.parametrize("name, kind", [("taps", TapDiscriminator), ("features", FeatureDiscriminator)])
+def test_discriminators_that_have_a_name(name, kind):
+    torch.manual_seed(0)
+    net = UNet(in_shape=(1, 8, 8), base_channels=8, channel_mult=(1,), num_blocks=1, attention=(), num_classes=10)
+    taught = Preconditioned(net, EDM(), sigma_data=0.75)
+    made = CTM(CTM.student_of(taught), taught, distance="squared", teacher_steps=2, discriminator=name)
+    assert isinstance(made.discriminator, kind)
+    kept = frozen_part(made.discriminator)
+    assert kept
+    assert made.frozen() == (taught, *kept)
+    before = {key: value.clone() for key, value in made.state_dict().items()}
+    image = Noise(1).at(range(8), (1, 8, 8)).normal().clamp(-1, 1)
+    trained = fit(made, (image, torch.arange(8)), steps=2, batch_size=4)
+    assert {"ctm", "discriminator"} <= set(trained.losses)
+    moved = {key for key, value in made.state_dict().items() if not torch.equal(value, before[key])}
+    assert any(key.startswith("discriminator.heads") for key in moved)
+    assert any(key.startswith("student") for key in moved)
+    assert not any(key.startswith(("teacher", "discriminator.trunk", "discriminator.encoder")) for key in moved)
+    # an unconditional student's images are judged without a label
+    free = UNet(in_shape=(1, 8, 8), base_channels=8, channel_mult=(1,), num_blocks=1, attention=(), second_time=True)
+    other = CTM(CTM.student_of(taught, free), taught, distance="squared", teacher_steps=2, discriminator=name)
+    p = other.prepare(Batch(image, torch.arange(8), torch.arange(8), draws=Noise(7).at(range(8), (1, 8, 8))), 0)
+    assert p.cond is None
+    assert p.told.labels.tolist() == [10] * 8
+    assert float(other.loss(Batch(image, None, None, draws=Noise(7).at(range(8), (1, 8, 8))), p, 0)["gan"]) != 0
+
+
+def test_heads_of_a_named_discriminator_follow_the_seed_of_the_recipe():
+    def heads(seed, before):
+        (stage,) = read_recipe("ctm", preset="digits", changes={"seed": seed}).stages
+        stage.given["settings"] = {**stage["settings"], "discriminator": "features"}
+        torch.manual_seed(before)
+        return make_method(stage, CTM.student_of(load("digits")), load("digits")).discriminator.heads[0].last.weight
+
+    assert torch.equal(heads(0, 1), heads(0, 2))
+    assert not torch.equal(heads(0, 1), heads(1, 1))
+
+
+def test_taps_judge_an_image_at_its_level_as_the_teachers_network_sees_it():
+    torch.manual_seed(0)
+    net = UNet(in_shape=(1, 8, 8), base_channels=8, channel_mult=(1,), num_blocks=1, attention=())
+    taught = Preconditioned(net, EDM(t_max=40.0), sigma_data=0.75)
+    judge = named_discriminator("taps", taught.on(EDM(t_max=20.0)), EDM(t_max=20.0), (1, 8, 8))
+    x, t = Noise(1).at(range(3), (1, 8, 8)).normal(), torch.tensor([0.002, 0.5, 3.0], dtype=torch.float64)
+    own = TapDiscriminator(taught)
+    own.load_state_dict(judge.state_dict())
+    assert torch.equal(judge(x, t, None), own(x, t, None))
+    flow = Flow(t_max=0.9)
+    seen = named_discriminator("taps", taught, flow, (1, 8, 8))
+    seen.load_state_dict(judge.state_dict())
+    at = t / (1 + t)
+    assert torch.allclose(seen(x * (1 - at).float().view(-1, 1, 1, 1), at, None), judge(x, t, None), atol=1e-5)
+
+
 def test_it_learns_the_map_of_a_gaussian():
     torch.manual_seed(0)
     model = Trajectory(MLP(in_shape=(3,), width=32, depth=2, second_time=True), EDM())
@@ -445,6 +501,13 @@ def test_labels_are_dropped_on_request_and_an_unconditional_student_asks_for_no_
     assert torch.allclose(p.x_u, walked, rtol=1e-5)
 
 
+OTHER_LEVELS = {
+    "discriminator": "taps",
+    "teacher": Preconditioned(MLP(in_shape=(3,), width=8, depth=1), VP(), kind="eps"),
+    "model": Trajectory(student().net, EDM(t_min=0.02, t_max=50.0)),
+}
+
+
 @pytest.mark.parametrize("change, text", [
     ({"bootstrap": "huen"}, "heun"),
     ({"fake": "none"}, "estimate"),
@@ -454,7 +517,13 @@ def test_labels_are_dropped_on_request_and_an_unconditional_student_asks_for_no_
     ({"teacher": Gaussian(EDM(), torch.zeros(2), 0.1)}, "same shape"),
     ({"teacher": Gaussian(EDM(t_max=10.0), MEAN, 0.1)}, "noise level"),
     ({"model": GaussianMap(EDM(), MEAN, 0.1)}, "trains a Trajectory"),
-], ids=["bootstrap", "fake", "rate", "dropped", "steps", "shape", "levels", "student"])  # fmt: skip
+    ({"discriminator": "tap"}, "taps"),
+    ({"discriminator": "taps"}, "no network to tap"),
+    ({"discriminator": "taps", "teacher": None}, "no network to tap"),
+    ({"discriminator": "features"}, "name: features, args"),
+    (OTHER_LEVELS, "of VP alone"),
+], ids=["bootstrap", "fake", "rate", "dropped", "steps", "shape", "levels", "student", "name", "no network",
+        "no teacher", "no features", "other levels"])  # fmt: skip
 def test_refusals(change, text):
     with pytest.raises(InputError, match=text):
         method(**change)

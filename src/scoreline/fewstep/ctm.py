@@ -37,6 +37,7 @@ from scoreline.diffusion.levels import lognormal
 from scoreline.diffusion.preconditioned import edm_weight
 from scoreline.fewstep.adversarial import adaptive_weight, discriminator_loss, generator_loss
 from scoreline.fewstep.consistency import as_target
+from scoreline.fewstep.discriminators import frozen_part, named_discriminator
 from scoreline.fewstep.distances import Distance, lpips_size, squared
 from scoreline.fewstep.distances import distance as named_distance
 from scoreline.fewstep.flows import conditions
@@ -174,7 +175,10 @@ def _target(student: FlowMap, outer: FlowMap, x_u: Tensor, u: Tensor, s: Tensor,
 
 @dataclass
 class Shared:
-    """What the updates of one turn share; the student's update leaves its image for the discriminator's."""
+    """What the updates of one turn share; the student's update leaves its image for the discriminator's.
+
+    `told` are the conditions of teacher and discriminator: the student's, or no label where it takes none.
+    """
 
     x_t: Tensor
     x_u: Tensor
@@ -182,6 +186,7 @@ class Shared:
     u: Tensor
     s: Tensor
     cond: Cond | None
+    told: Cond | None
     fake: list[Tensor] = field(default_factory=list)
 
 
@@ -199,7 +204,8 @@ class CTM(Method):
         target_rate: decay of the averaged student; 0.9999 on unconditional CIFAR-10 with an adversarial term.
         dsm_weight: lam_DSM; None adapts it, 0 leaves the denoising loss out.
         dsm_start: before this step lam_DSM is 1.
-        discriminator: `discriminator(x, t, cond)` -> logits (B, K); None leaves the adversarial loss out.
+        discriminator: "taps", heads on frozen features of the teacher's network, "features", on those of the digits'
+            classifier, or a module `d(x, t, cond)` -> logits (B, K); None leaves the adversarial loss out.
         gan_weight: lam_GAN; None adapts it within [0.01, 10].
         gan_start: step from which the student sees the adversarial loss.
         fake: the image judged: the "estimate", or that of (t, s) drawn on its "own", with m uniform.
@@ -226,7 +232,7 @@ class CTM(Method):
         target_rate: float = 0.999,
         dsm_weight: float | None = None,
         dsm_start: int = 0,
-        discriminator: nn.Module | None = None,
+        discriminator: nn.Module | str | None = None,
         gan_weight: float | None = None,
         gan_start: int = 0,
         fake: str = "estimate",
@@ -269,11 +275,12 @@ class CTM(Method):
         self.updates = [
             Update(student.net, self.loss, optimizer=optimizer, lr=lr, settings=settings or {}, clip=clip, name="ctm")
         ]
-        self.discriminator = discriminator
-        if discriminator is not None:
-            rule, betas = torch.optim.RAdam, {"betas": (0.5, 0.9)}
-            critic = Update(discriminator, self.critic_loss, 1, rule, discriminator_lr, betas, name="discriminator")
-            self.updates.append(critic)
+        self.discriminator = named_discriminator(discriminator, teacher, student.schedule, student.shape)
+        if self.discriminator is not None:
+            critic, rule, betas = self.discriminator, torch.optim.RAdam, {"betas": (0.5, 0.9)}
+            self.updates.append(
+                Update(critic, self.critic_loss, 1, rule, discriminator_lr, betas, name="discriminator")
+            )
 
     @staticmethod
     def student_of(teacher: Denoiser | None, net: nn.Module | None = None) -> Trajectory:
@@ -282,7 +289,7 @@ class CTM(Method):
 
     def frozen(self) -> tuple[nn.Module, ...]:
         # The averaged student is no stranger: it is saved, and drops the same units as the student.
-        return () if self.teacher is None else (self.teacher,)
+        return (*(() if self.teacher is None else (self.teacher,)), *frozen_part(self.discriminator))
 
     def averaged(self) -> nn.Module:
         return self.student.net
@@ -295,15 +302,16 @@ class CTM(Method):
         t, u, s = times[0], times[-1], self.grid[j]
         cond = conditions(self.student, batch, self.p_uncond)
         x_t = self.student.schedule.marginal(x0, t, draws.normal())
-        return Shared(x_t, self._solved(x_t, times, i, cond), t, u, s, cond)
+        told = cond
+        if cond is None and self.teacher is not None and self.teacher.num_classes is not None:
+            every = torch.full((len(x0),), self.teacher.num_classes, device=x0.device)
+            told = self.teacher.null(Cond(labels=every))
+        return Shared(x_t, self._solved(x_t, times, i, told), t, u, s, cond, told)
 
     @torch.no_grad()
     def _solved(self, x: Tensor, times: Tensor, index: Tensor, cond: Cond | None) -> Tensor:
         """x_u from x_t, along the teacher's path or the averaged student's own."""
         if self.teacher is not None:
-            if cond is None and self.teacher.num_classes is not None:
-                every = torch.full((len(x),), self.teacher.num_classes, device=x.device)
-                cond = self.teacher.null(Cond(labels=every))
             return self.walk(self.teacher, x, index, len(times) - 1, cond)
         with frozen(self.target):  # a solver drops no units
             if self.bootstrap == "heun":
@@ -335,7 +343,7 @@ class CTM(Method):
                 middle, estimate = self._own_fake(batch, p.cond)
             p.fake = [estimate.detach()]
         if adversarial:
-            gan = generator_loss(self._judged(estimate, p.cond))
+            gan = generator_loss(self._judged(estimate, p.told))
             line = _carried(gan, middle)
             weight = self._weight(main, line, self.gan_weight, low=0.01, high=10.0)
             loss = loss + weight * line
@@ -366,7 +374,7 @@ class CTM(Method):
         if not shared.fake:
             with as_target(self.student):
                 shared.fake = [ctm_estimate(self.student, self.target, shared).detach()]
-        return discriminator_loss(self._judged(batch.image, shared.cond), self._judged(shared.fake[0], shared.cond))
+        return discriminator_loss(self._judged(batch.image, shared.told), self._judged(shared.fake[0], shared.told))
 
     def after_update(self, step: int) -> None:
         ema_update(self.target, self.student, self.target_rate)

@@ -314,5 +314,7 @@ def make_method(stage: Stage, student: nn.Module, teacher: Denoiser | None) -> M
         settings[TEACHER] = teacher
     if "steps" in parameters:
         settings["steps"] = int(stage["steps"])
-    method: Method = call(f"setting of method {stage['method']}", cls, settings, student)
+    with torch.random.fork_rng(devices=[]):  # what a method makes of its own, as a discriminator's heads
+        torch.manual_seed(derive(stage.seed, "method") % 2**63)
+        method: Method = call(f"setting of method {stage['method']}", cls, settings, student)
     return method
