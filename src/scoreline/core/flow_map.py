@@ -40,6 +40,10 @@ class FlowMap(Denoiser):
         """
         raise NotImplementedError
 
+    def prior(self, t: float) -> float:
+        """Standard deviation of the noise with which a run from the level t starts."""
+        return float(self.schedule.prior(t))
+
     def posterior(self, x: Tensor, t: Time, cond: Cond | None) -> Posterior:
         """Refused, unless the map knows the score.
 

@@ -6,6 +6,7 @@
     N steps at the entries 999, 999 - 1000/N, ... of the table, each on noised images of the steps before it
 
 The paper's weight keeps a factor alpha_t that its code leaves out; `keep_alpha` puts it back (1 on EDM's schedule).
+Guidance acts on the teacher alone; D_r then holds a second term, which `guidance_part` gives apart.
 
 Reference: Yin et al. 2024 (Improved Distribution Matching Distillation, arXiv 2405.14867), and its released code.
 """
@@ -22,7 +23,48 @@ from scoreline.core.denoiser import Denoiser
 from scoreline.fewstep.matching import Matched, Matching, matching_direction, matching_surrogate
 from scoreline.fewstep.mean_map import MeanMap
 
-__all__ = ["DMD2"]
+__all__ = ["DMD2", "critic_lag", "guidance_part"]
+
+
+def critic_lag(turns: int, *, a: float = 0.2, k: float = 0.1, ratio: int = 1) -> list[float]:
+    """The student's error under a critic that lags behind: why two time scales help, in one dimension.
+
+    Each turn moves the error by what the critic says, e <- e - a c, then the critic `ratio` times towards it,
+    c <- c + k (e - c); both start at 1. The error falls like (1 - k)^(ratio/2) a turn while it swings; a critic that is
+    updated more often lets it swing less.
+
+    Args:
+        turns: updates of the student.
+        a: its rate.
+        k: the critic's rate, 0 to 1.
+        ratio: updates of the critic a turn.
+
+    Returns:
+        the errors after 0, 1, ..., `turns` turns.
+
+    >>> [round(min(critic_lag(50, ratio=r)), 2) for r in (1, 5)]
+    [-0.65, -0.02]
+    """
+    error = critic = 1.0
+    errors = [error]
+    for _ in range(turns):
+        error -= a * critic
+        for _ in range(ratio):
+            critic += k * (error - critic)
+        errors.append(error)
+    return errors
+
+
+def guidance_part(given: Tensor, nothing: Tensor, guidance: float) -> Tensor:
+    """What guidance adds to the teacher's answer, (s - 1) (D(x_t, c) - D(x_t)): D_r = D(x_t, c) + this.
+
+    In D_f - D_r it is a term of its own beside the matching term D_f - D(x_t, c), which may be weighted apart.
+
+    Args:
+        given, nothing: the teacher's answers with and without the condition, (B, *shape).
+        guidance: s; 1 adds nothing.
+    """
+    return (guidance - 1) * (given - nothing)
 
 
 class DMD2(Matching):

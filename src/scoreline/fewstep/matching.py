@@ -282,8 +282,9 @@ class Matching(Method):
         labels = self.labels(batch)
         cond, told = labelled(self.student, labels), labelled(self.teacher, labels)
         number = derive(draws.seed, "simulated steps") % len(self.start_levels)  # one for the whole batch
-        x = draws.normal() * self.schedule.prior(self.start_levels[0])
+        x = draws.normal() * self.student.prior(self.start_levels[0])
         if number and not self.simulate:
+            self.real(batch, "inputs that are not simulated")
             x = self.schedule.marginal(batch.image, self.start_levels[number], draws.normal(step=number))
             cond, told = labelled(self.student, batch.label), labelled(self.teacher, batch.label)
             return Turn(x, self.start_levels[number], cond, told, batch.label)
@@ -342,13 +343,25 @@ class Matching(Method):
         denoising = self.denoising(x, draws, turn.cond, 6)
         if self.discriminator is None:
             return {"loss": denoising}
+        seen = self.real(batch, "an adversary")
         fake, s, _ = self.noised(x, self.critic_level, draws, 8)
         real, r, _ = self.noised(batch.image, self.critic_level, draws, 10)
-        seen = labelled(self.student, batch.label)
         logits = self.discriminator(torch.cat([fake, real]), torch.cat([s, r]), _both(turn.cond, seen)).chunk(2)
         judged = discriminator_loss(logits[1], logits[0], "softplus")
         total = denoising + self.critic_gan_weight * judged
         return {"loss": total, "denoising": denoising.detach(), "discriminator": judged.detach()}
+
+    def real(self, batch: Any, wanted_by: str) -> Cond | None:
+        """Conditions of the batch's real images.
+
+        Raises:
+            InputError: it has none, or no labels where the student is told some.
+        """
+        if tuple(batch.image.shape[1:]) != tuple(self.student.shape):
+            raise InputError("data", None, f"{wanted_by} needs real images of shape {tuple(self.student.shape)}")
+        if self.student.num_classes is not None and batch.label is None:
+            raise InputError("labels", None, f"the student is told classes; {wanted_by} needs images with labels")
+        return labelled(self.student, batch.label)
 
     def made(self, turn: Turn) -> Tensor:
         """This turn's images, without a graph: those of the student's update, or new ones where it had none."""
@@ -373,9 +386,8 @@ class Matching(Method):
         labels = None if self.classes is None else self.class_table[torch.arange(count) % len(self.classes)]
         cond, told = labelled(self.student, labels), labelled(self.teacher, labels)
         with torch.no_grad():
-            x = self.student.answer(
-                draws.normal() * self.schedule.prior(self.start_levels[0]), self.start_levels[0], cond
-            )
+            start = self.start_levels[0]
+            x = self.student.answer(draws.normal() * self.student.prior(start), start, cond)
             level = self.table[(self.first + self.last) // 2].expand(count)
             x_t = self.schedule.marginal(x, level, draws.normal(step=1))
             return {
@@ -398,8 +410,8 @@ def labelled(model: Denoiser, labels: Tensor | None) -> Cond | None:
 
 def _wanted(classes: Sequence[int] | None, student: Denoiser, teacher: Denoiser) -> list[int] | None:
     known = teacher.num_classes
-    if classes is None:
-        return None if known is None else list(range(known))
+    if classes is None:  # a student without classes makes all of them, which the teacher without a label knows
+        return None if known is None or student.num_classes is None else list(range(known))
     if known is None or student.num_classes is None:
         raise InputError("classes", list(classes), "teacher and student must be class-conditional")
     wrong = [c for c in classes if not 0 <= c < known]

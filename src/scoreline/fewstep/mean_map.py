@@ -9,6 +9,7 @@ Reference: Yin et al. 2024 (DMD, DMD2); Luo et al. 2023, 2024 (Diff-Instruct, SI
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -114,8 +115,15 @@ class MeanMap(Preconditioned, FlowMap):
         table, start = level_table(self.schedule), float(self.start)
         top = int(np.abs(table - start).argmin())
         chosen = table[step_indices(steps, top=top)]
-        chosen[0] = start
+        if not math.isclose(start, chosen[0], rel_tol=1e-6):  # the buffer may have rounded an entry of the table
+            chosen[0] = start
         return chosen
+
+    def prior(self, t: float) -> float:
+        """Standard deviation of the noise with which a run starts: 1 where the schedule preserves the variance, whatever
+        the level that the network is told, sigma elsewhere."""
+        total = float(self.schedule.alpha(t)) ** 2 + float(self.schedule.sigma(t)) ** 2
+        return 1.0 if abs(total - 1) < 1e-6 else float(self.schedule.prior(t))
 
     def jump(self, x: Tensor, t: Time, s: Time, cond: Cond | None = None) -> Tensor:
         if not isinstance(s, Tensor) and s > self.end:
@@ -132,6 +140,8 @@ class MeanMap(Preconditioned, FlowMap):
 
 def mean_map(teacher: Denoiser | None, net: Any = None) -> MeanMap:
     """A generator over a network of its own, or over a copy of the teacher's, which then makes E[x_0|x_start].
+
+    A copy has no dropout: the critic is to see the images that will be sampled.
 
     Args:
         teacher: gives schedule and kind; None where `net` is a whole denoiser.
@@ -150,7 +160,10 @@ def mean_map(teacher: Denoiser | None, net: Any = None) -> MeanMap:
     if isinstance(inner, Preconditioned):
         kind, sigma_data, time_input = inner.kind, inner.sigma_data, inner.time_input
         if net is None:
-            net, _ = rebuilt(inner.net, {"out_channels": inner.shape[0]} if inner.learned_variance else {})
+            changes: dict[str, Any] = {"out_channels": inner.shape[0]} if inner.learned_variance else {}
+            if getattr(inner.net, "_arguments", {}).get("dropout"):
+                changes["dropout"] = 0.0
+            net, _ = rebuilt(inner.net, changes)
     else:  # an exact model has a schedule and no kind
         kind, sigma_data, time_input = "edm", 0.5, None
     if teacher is not None:

@@ -16,12 +16,14 @@ from types import SimpleNamespace
 from typing import Any, Self
 
 import numpy as np
+from torch import Tensor
 
 from scoreline.core.artefact import recorded
 from scoreline.core.denoiser import Denoiser
 from scoreline.core.errors import InputError
 from scoreline.core.flow_map import FlowMap
 from scoreline.core.names import lookup
+from scoreline.core.noise import Draws
 from scoreline.core.sampler import Rows, Sampler, State
 from scoreline.core.schedule import Schedule, spread
 
@@ -96,6 +98,11 @@ class Jumps(Sampler):
         std = np.where(following > goal, std, 0.0)
         ratio[-1], std[-1] = 1.0, 0.0  # a run that ends above `end` is refused by the check of its times
         return Rows(times, goal=goal, ratio=ratio, std=std)
+
+    def init(self, denoiser: Denoiser, noise: Draws, rows: Rows, x: Tensor | None = None) -> State:
+        if x is None and self._map is not None and np.ndim(rows.times[0]) == 0:
+            return State(noise.normal() * self._map.prior(float(rows.times[0])), noise)
+        return super().init(denoiser, noise, rows, x)
 
     def step(self, denoiser: Denoiser, state: State, row: SimpleNamespace) -> State:
         x = denoiser.jump(state.x, row.t, row.goal)  # type: ignore[operator]
