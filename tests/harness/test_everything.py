@@ -71,6 +71,12 @@ def _trajectory() -> Denoiser:
     return lookup("denoiser", "trajectory")(net, lookup("schedule", "edm")())
 
 
+def _matching(name: str, **settings: Any) -> Any:
+    teacher = _edm()
+    cls = lookup("method", name)
+    return cls(cls.student_of(teacher), teacher, **settings)
+
+
 SMALL: dict[tuple[str, str], Callable[[], Any]] = {
     ("network", "unet"): lambda: _unet(),
     ("network", "dit"): lambda: lookup("network", "dit")(in_shape=IMAGE, width=32, depth=2, heads=2),
@@ -82,6 +88,7 @@ SMALL: dict[tuple[str, str], Callable[[], Any]] = {
     ("denoiser", "latent-consistency"): lambda: _latent_consistency(),
     ("denoiser", "guided-consistency"): lambda: _guided_consistency(),
     ("denoiser", "trajectory"): lambda: _trajectory(),
+    ("denoiser", "mean-map"): lambda: lookup("denoiser", "mean-map")(_unet(), lookup("schedule", "edm")()),
     ("denoiser", "gaussian"): lambda: lookup("denoiser", "gaussian")(
         lookup("schedule", "vp")(), torch.zeros(IMAGE), 0.5
     ),
@@ -131,6 +138,9 @@ SMALL: dict[tuple[str, str], Callable[[], Any]] = {
     ("method", "adversarial-consistency"): lambda: lookup("method", "adversarial-consistency")(
         _latent_consistency(), _eps(_unet())
     ),
+    ("method", "dmd2"): lambda: _matching("dmd2", ratio=2, gan_weight=0.1, student_steps=2),
+    ("method", "diff-instruct"): lambda: _matching("diff-instruct"),
+    ("method", "dmd"): lambda: _matching("dmd", regression=0.0),
     ("method", "scott"): lambda: lookup("method", "scott")(
         _guided_consistency(), _eps(lookup("network", "mlp")(in_shape=IMAGE, width=32)), guidance=None
     ),
