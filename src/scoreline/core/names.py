@@ -47,6 +47,11 @@ TABLE: dict[str, dict[str, str]] = {
         "clip": "scoreline.nn.clip:CLIPTextEncoder",
         "conditioned": "scoreline.nn.text:TextConditioned",
     },
+    "router": {
+        # Which of several models a condition is sent to.
+        "classes": "scoreline.fewstep.msd:ClassRouter",
+        "quadrants": "scoreline.fewstep.msd:QuadrantRouter",
+    },
     "adapter": {
         "lora": "scoreline.nn.adapters:LoRA",
     },
@@ -62,6 +67,7 @@ TABLE: dict[str, dict[str, str]] = {
         "guided-consistency": "scoreline.fewstep.guided:GuidedConsistency",
         "trajectory": "scoreline.fewstep.maps:Trajectory",
         "mean-map": "scoreline.fewstep.mean_map:MeanMap",
+        "routed": "scoreline.fewstep.msd:Routed",
     },
     "sampler": {
         "ddpm": "scoreline.samplers.ddpm:DDPM",
@@ -101,6 +107,7 @@ TABLE: dict[str, dict[str, str]] = {
         "diff-instruct": "scoreline.fewstep.diff_instruct:DiffInstruct",
         "dmd": "scoreline.fewstep.diff_instruct:DMD",
         "dmd2": "scoreline.fewstep.dmd2:DMD2",
+        "teacher-matching": "scoreline.fewstep.teacher_matching:TeacherMatching",
         "sfd": "scoreline.fewstep.sfd:SFD",
         "f-distill": "scoreline.fewstep.f_distill:FDistill",
         "ctm": "scoreline.fewstep.ctm:CTM",
