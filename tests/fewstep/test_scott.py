@@ -24,11 +24,14 @@ from scoreline.fewstep.guided import GuidedConsistency, WeightGuided, sub_steps
 from scoreline.fewstep.maps import latent_scalings
 from scoreline.fewstep.recipe import make_method, read_recipe
 from scoreline.fewstep.scott import SCott, gaussian_chain, sde_steps, variance_ratio
+from scoreline.nn.adapters import is_adapted
 from scoreline.nn.discriminator import TapDiscriminator
 from scoreline.nn.mlp import MLP
+from scoreline.nn.text import ByteTransformer, TextConditioned, told_texts
 from scoreline.nn.unet import UNet
 from scoreline.samplers.ddim import DDIM
 from scoreline.samplers.er_sde import ERSDE
+from scoreline.samplers.generator import Sampled
 from scoreline.samplers.jumps import Jumps
 from scoreline.samplers.steps import posterior_step
 from scoreline.train import fit
@@ -54,6 +57,24 @@ def method_of(classes: int | None = 4, **settings: Any) -> SCott:
     teacher = teacher_of(classes)
     chosen = {"lr": 1e-3, "guidance": None if classes is None else (0.0, 2.0), **settings}
     return SCott(SCott.student_of(teacher), teacher, **chosen)
+
+
+def reading_teacher(classes: int | None = None) -> Preconditioned:
+    """A teacher that takes captions, and labels where it has classes, at 4 pixels."""
+    torch.manual_seed(0)
+    net = UNet(in_shape=(1, 4, 4), base_channels=8, channel_mult=(1,), num_blocks=1, attention=(4,), context_dim=8,
+               num_classes=classes)  # fmt: skip
+    teacher = Preconditioned(TextConditioned(net, ByteTransformer(width=8, depth=1, length=16)), EDM())
+    with torch.no_grad():
+        for p in teacher.parameters():
+            p.add_(0.05 * torch.randn(p.shape))
+    return teacher
+
+
+def captioned_batch(count: int = 8) -> Batch:
+    draws = Noise(0).at(range(count), (1, 4, 4))
+    extras = {"caption": tuple(("a three", "seven", "")[i % 3] for i in range(count))}
+    return Batch(draws.normal(step=9), torch.arange(count) % 4, torch.arange(count), extras=extras, draws=draws)
 
 
 class Judge(nn.Module):
@@ -358,6 +379,10 @@ def test_any_schedule(schedule: Any) -> None:
     ({"adversarial_weight": -1.0}, "adversarial_weight"),
     ({"adversarial": "hing"}, "hinge"),
     ({"discriminator": "tap"}, "taps"),
+    ({"discriminator": "lora", "discriminator_rank": 0}, "rank"),
+    ({"lora": {"rnak": 4}}, "did you mean 'rank'"),
+    ({"lora": 4}, "rank: 64"),
+    ({"lora": {"layers": ["decoder.*"]}}, "fits none"),
     ({"guidance": (3.0, 1.0)}, "low, high"),
     ({"guidance": (1.0,)}, "low, high"),
 ])  # fmt: skip
@@ -414,3 +439,117 @@ def test_the_average_follows_the_student() -> None:
         weight.add_(1.0)
     method.after_update(0)
     assert torch.allclose(averaged, first + 0.1)
+
+
+@pytest.mark.parametrize("classes", [None, 4])
+def test_a_turn_with_captions(classes: int | None, tmp_path: Path) -> None:
+    teacher, batch = reading_teacher(classes), captioned_batch()
+    student = SCott.student_of(teacher)
+    assert student.takes_weight
+    assert isinstance(student.net, TextConditioned)
+    judge = Judge()
+    method = SCott(student, teacher, guidance=(0.0, 2.0), lr=1e-3, discriminator=judge.float())
+    shared = method.prepare(batch, 0)
+    words = ["a three", "seven", None]
+    ids = told_texts(teacher, [words[i % 3] for i in range(8)]).tokens
+    labels = None if classes is None else batch.label
+    assert shared.cond is not None
+    assert ids is not None
+    w = shared.cond.weight
+    assert w is not None
+    assert torch.equal(shared.cond.tokens, ids)
+    # The teacher is guided away from the null caption (and from no class), image by image.
+    given = Cond(labels=labels, tokens=ids)
+    eps = WeightGuided(teacher).eps(shared.z_n, shared.n, given.replace(weight=w))
+    c, u = teacher.eps(shared.z_n, shared.n, given), teacher.eps(shared.z_n, shared.n, teacher.null(given))
+    assert torch.allclose(eps, c + w[:, None, None, None] * (c - u), atol=1e-4)
+    if classes is None:
+        assert torch.allclose(eps[2::3], c[2::3], atol=1e-5)  # without a caption there is nothing to be guided by
+    times = method.times[batch.draws.integers(len(method.times), step=0, part=1)].T
+    again = sde_steps(method.solver, method.teacher, shared.z_n, times, shared.noises, given.replace(weight=w))
+    assert torch.equal(again, shared.z_m)
+    loss = method.loss(batch, shared, 0)
+    want = (student.jump(shared.z_n, shared.n, student.end, shared.cond)
+            - method.target.jump(shared.z_m, shared.m, student.end, shared.cond)).square().mean()  # fmt: skip
+    assert float(loss["consistency"]) == pytest.approx(float(want.detach()), rel=1e-5)
+    (_, _, told), *_ = judge.seen
+    assert told is not None
+    assert (told.weight, told.labels is None) == (None, classes is None)
+    assert torch.equal(told.tokens, ids)
+    loss["loss"].backward()
+    assert student.net.encoder.embedding.weight.grad.abs().max() > 0
+    # What is made of a caption is saved with the encoder that reads it.
+    method.updates[0].modules.zero_grad()  # type: ignore[union-attr]
+    student.guidance.fill_(1.5)
+    save_artefact(tmp_path / "student.safetensors", method.result().denoiser)
+    read: Any = load(str(tmp_path / "student.safetensors"))
+    cond = told_texts(read, ["a three", "seven"]).replace(labels=None if labels is None else labels[:2])
+    made, again = (Sampled(m, Jumps(steps=2)).generate(range(2), Noise(0), cond) for m in (student, read))
+    assert torch.equal(made, again)
+    other = Sampled(read, Jumps(steps=2)).generate([0], Noise(0), Cond(labels=cond.labels[:1] if classes else None,
+                                                                     tokens=cond.tokens[1:]))  # fmt: skip
+    assert not torch.allclose(other, made[:1], atol=1e-3)
+
+
+def test_a_batch_without_captions_is_refused() -> None:
+    teacher, batch = reading_teacher(), captioned_batch()
+    method = SCott(SCott.student_of(teacher), teacher, guidance=(0.0, 2.0))
+    with pytest.raises(InputError, match="captions"):
+        method.prepare(Batch(batch.image, None, batch.index, draws=batch.draws), 0)
+
+
+def test_adapters_of_the_student() -> None:
+    teacher, batch = reading_teacher(), captioned_batch()
+    student = SCott.student_of(teacher)
+    method = SCott(student, teacher, guidance=(0.0, 2.0), lr=0.01, lora={"rank": 2, "layers": ["net.*"]})
+    plain = SCott(SCott.student_of(teacher), teacher, guidance=(0.0, 2.0), lr=0.01)
+    shared = method.prepare(batch, 0)
+    losses = [m.loss(batch, m.prepare(batch, 0), 0)["consistency"] for m in (method, plain)]
+    assert torch.allclose(*losses)  # adapters start at nothing
+    small, whole = (sum(p.numel() for p in m.updates[0].parameters()) for m in (method, plain))
+    assert small < whole / 2
+    trained = fit(method, _Batches(batch), steps=3, batch_size=8, seed=0, ema=0.5)
+    before, after = teacher.net.state_dict(), trained.method.student.net.state_dict()
+    assert torch.equal(after["net.input.base"], before["net.input.weight"])
+    assert after["net.input.up"].abs().max() > 0
+    result = trained.result()
+    assert is_adapted(trained.method.student.net)
+    assert not is_adapted(result.denoiser)
+    assert result.denoiser.net.state_dict().keys() == before.keys() | {"net.embedding.weight.weight"}
+    x, n = shared.z_n, shared.n
+    mine, theirs = (m.jump(x, n, 0.0, shared.cond) for m in (trained.method.student.eval(), result.denoiser))
+    assert torch.allclose(mine, theirs, atol=1e-5)
+
+
+class _Batches:
+    """The images and captions of one batch as a data set."""
+
+    def __init__(self, batch: Batch) -> None:
+        self.whole, self.shape, self.index = batch, (1, 4, 4), batch.index.numpy()
+        self.fingerprint = "f"
+
+    def __len__(self) -> int:
+        return len(self.whole)
+
+    def batch(self, positions: np.ndarray) -> Batch:
+        texts = tuple(self.whole.extras["caption"][int(i)] for i in positions)
+        rows = torch.from_numpy(positions)
+        return Batch(self.whole.image[rows], None, rows, extras={"caption": texts})
+
+
+def test_a_discriminator_with_adapters_in_its_decoder() -> None:
+    teacher, batch = reading_teacher(), captioned_batch()
+    before = {name: p.clone() for name, p in teacher.state_dict().items()}
+    method = SCott(
+        SCott.student_of(teacher), teacher, guidance=(0.0, 2.0), discriminator="lora", discriminator_rank=2, lr=0.01,
+        discriminator_lr=0.01,
+    )  # fmt: skip
+    names = {name for name, p in method.discriminator.named_parameters() if p.requires_grad}  # type: ignore[union-attr]
+    assert {name.rpartition(".")[2] for name in names if ".trunk." in f".{name}"} == {"up", "down"}
+    assert all(".decoder." in name for name in names if ".trunk." in f".{name}")
+    assert any(name.startswith("heads.") for name in names)
+    assert method.frozen() == (method.teacher,)
+    judge: Any = fit(method, _Batches(batch), steps=2, batch_size=8, seed=0).method.discriminator
+    moved = {name for name, p in judge.named_parameters() if name.endswith(".up") and p.abs().max() > 0}
+    assert moved == {name for name in names if name.endswith(".up")}
+    assert all(torch.equal(p, before[name]) for name, p in teacher.state_dict().items())

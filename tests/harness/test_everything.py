@@ -77,7 +77,21 @@ def _matching(name: str, **settings: Any) -> Any:
     return cls(cls.student_of(teacher), teacher, **settings)
 
 
+def _text_conditioned() -> nn.Module:
+    net = _unet_reading(8)
+    return lookup("text", "conditioned")(net, lookup("text", "bytes")(width=8, depth=1, length=6))
+
+
+def _unet_reading(size: int) -> nn.Module:
+    return lookup("network", "unet")(
+        in_shape=IMAGE, base_channels=16, channel_mult=(1,), num_blocks=1, attention=(8,), context_dim=size
+    )
+
+
 SMALL: dict[tuple[str, str], Callable[[], Any]] = {
+    ("text", "clip"): lambda: lookup("text", "clip")(width=8, depth=1, heads=1, length=4, vocabulary=12, dim=4),
+    ("text", "conditioned"): lambda: _text_conditioned(),
+    ("adapter", "lora"): lambda: lookup("adapter", "lora")({"a.b": [4, 3], "c": [4, 3, 3, 3]}, rank=2),
     ("network", "unet"): lambda: _unet(),
     ("network", "dit"): lambda: lookup("network", "dit")(in_shape=IMAGE, width=32, depth=2, heads=2),
     ("network", "mlp"): lambda: lookup("network", "mlp")(in_shape=IMAGE, width=32),
@@ -139,8 +153,11 @@ SMALL: dict[tuple[str, str], Callable[[], Any]] = {
         _latent_consistency(), _eps(_unet())
     ),
     ("method", "dmd2"): lambda: _matching("dmd2", ratio=2, gan_weight=0.1, student_steps=2),
+    ("method", "f-distill"): lambda: _matching("f-distill", divergence="kl", ratio=2),
     ("method", "diff-instruct"): lambda: _matching("diff-instruct"),
     ("method", "dmd"): lambda: _matching("dmd", regression=0.0),
+    ("method", "sim"): lambda: _matching("sim"),
+    ("method", "sid"): lambda: _matching("sid"),
     ("method", "scott"): lambda: lookup("method", "scott")(
         _guided_consistency(), _eps(lookup("network", "mlp")(in_shape=IMAGE, width=32)), guidance=None
     ),

@@ -17,6 +17,7 @@ def run(
     noise_seed: int = 0,
     out: str = "images",
     labels: str | None = None,
+    text: str | None = None,
     from_latents: str | None = None,
     guidance: float | None = None,
     clip: bool = False,
@@ -37,6 +38,8 @@ def run(
         noise_seed: seed of the noise source that the numbers index.
         out: folder for PNGs named by number in folders of a thousand, or a file ending in .npz (arr_0, uint8 NHWC).
         labels: classes to ask for, as 0,1,7; none for no class; nothing for all in turn.
+        text: caption to make images of, for models that take text; several with | between them are taken in turn; none
+            for no caption.
         from_latents: file of latents to decode instead of noise, from `scoreline edit MODEL --task encode`; seeds count
             its rows, and nothing for labels takes the class that they were encoded with.
         guidance: strength s of classifier-free guidance; it doubles the evaluations.
@@ -50,8 +53,8 @@ def run(
 
     return sample_to(
         out, model, sampler, None if seeds is None else numbers(seeds, "seeds"), nfe=nfe, steps=steps,
-        noise_seed=noise_seed, labels=labels, latents=from_latents, guidance=guidance, clip=clip,
-        batch_size=batch_size, device=device, dtype=dtype, quiet=quiet,
+        noise_seed=noise_seed, labels=labels, text=text, latents=from_latents, guidance=guidance,
+        clip=clip, batch_size=batch_size, device=device, dtype=dtype, quiet=quiet,
     )  # fmt: skip
 
 

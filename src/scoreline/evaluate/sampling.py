@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from scoreline.core.cond import Cond
 from scoreline.core.denoiser import Denoiser
 from scoreline.core.device import pick_device
 from scoreline.core.errors import ArtefactError, InputError
@@ -22,6 +23,7 @@ from scoreline.core.noise import Noise
 from scoreline.data import to_uint8
 from scoreline.evaluate.progress import progress
 from scoreline.evaluate.specs import adds_noise, asked_labels, check_fit, choose_sampler, guided, labels_for
+from scoreline.nn.text import text_network, told_texts
 from scoreline.samplers.latents import Latents, read_latents
 
 __all__ = ["image_path", "sample_to"]
@@ -42,6 +44,7 @@ def sample_to(
     steps: int | None = None,
     noise_seed: int = 0,
     labels: str | None = None,
+    text: str | None = None,
     latents: str | None = None,
     guidance: float | None = None,
     clip: bool = False,
@@ -62,6 +65,7 @@ def sample_to(
         indices: image numbers; None takes 0 to 63, or all rows of the latents.
         nfe, steps: cost; one of them, or None for a student's first step count, else 35 evaluations.
         noise_seed: seed of the noise source.
+        text: captions with | between them, taken in turn, of a model that takes text; "none" for no caption.
         latents: file of :func:`scoreline.samplers.latents.write_latents`, decoded instead of noise.
         labels, guidance, clip, batch_size, device, dtype: as in `scoreline sample`.
         quiet: no progress.
@@ -89,6 +93,7 @@ def sample_to(
     model = guided(bare, guidance, clip=clip)
     spec, sampler = choose_sampler(bare, spec, nfe=nfe, steps=steps)
     chosen = asked_labels(labels, bare)
+    words = _words(text, bare)
     if codes is not None:
         if adds_noise(sampler, model):
             raise InputError("sampler", spec, "adds noise; decode latents with a deterministic one, as heun or rk45")
@@ -108,6 +113,8 @@ def sample_to(
         "model": bare.header["fingerprint"], "sampler": repr(sampler), "noise_seed": noise_seed, "labels": labels,
         "guidance": guidance, "clip": clip, "dtype": dtype,
     }  # fmt: skip
+    if text is not None:
+        job["text"] = text
     if codes is not None:
         job["latents"] = codes_mark
         first = sampler.calibrated(model).times(model.schedule, model.evaluations)[0]
@@ -125,6 +132,8 @@ def sample_to(
                 continue
             draws = noise.at(batch, model.shape, device=place, dtype=getattr(torch, dtype))
             cond = labels_for(batch, model.num_classes, chosen)
+            if words is not None:
+                cond = (cond or Cond()).replace(tokens=words[torch.tensor(list(batch)) % len(words)])
             x = None if codes is None else codes.z[list(batch)].to(place, draws.dtype) * size
             sample = sampler(model.given(cond if cond is None else cond.to(place)), draws, x=x)
             images = model.decode(sample.x.float()).clamp(-1, 1)
@@ -141,6 +150,19 @@ def sample_to(
         "out": str(target), "count": len(indices), "made": missing, "nfe": spent, "sampler": repr(sampler),
         "model": model_name,
     }  # fmt: skip
+
+
+def _words(text: str | None, model: Denoiser) -> Tensor | None:
+    """Numbers of the captions, (L, ...), of a model that takes text.
+
+    Raises:
+        InputError: it takes none, none is given, or one is empty or too long.
+    """
+    if text is None:
+        if text_network(model) is not None:
+            raise InputError("text", None, 'this model makes images of captions; give --text "...", or --text none')
+        return None
+    return told_texts(model, [None] if text == "none" else [part.strip() for part in text.split("|")]).tokens
 
 
 def _latents(path: str | None, model: Denoiser) -> tuple[Latents | None, str | None]:

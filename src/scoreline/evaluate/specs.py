@@ -16,6 +16,7 @@ from scoreline.core.names import lookup
 from scoreline.core.sampler import Sampler
 from scoreline.guidance.extrapolate import ClassifierFree
 from scoreline.guidance.thresholding import Thresholded
+from scoreline.nn.text import text_network
 
 __all__ = ["check_fit", "guided", "is_adaptive", "labels_for", "make_sampler", "parse_labels", "parse_spec"]
 __all__ += ["adds_noise", "asked_labels", "check_counts", "choose_sampler", "sampler_options", "sampling_of"]
@@ -173,10 +174,12 @@ def check_counts(model: Denoiser, spec: str, sampler: Sampler) -> None:
 def guided(model: Denoiser, guidance: float | None, *, clip: bool = False) -> Denoiser:
     """The model with guidance (s; None or 1 leaves it alone) and, if asked, with its clean image kept in [-1, 1]."""
     if guidance is not None and guidance != 1:
-        if model.num_classes is None:
+        reads = text_network(model) is not None
+        if model.num_classes is None and not reads:
             raise InputError("guidance", guidance, "this model has no classes, so there is nothing to guide by")
         _needs_score("guidance", guidance, model)
-        _without_class("guidance", guidance, model, "leave it out")
+        if not reads:
+            _without_class("guidance", guidance, model, "leave it out")
         model = ClassifierFree(model, guidance)
     if clip:
         _needs_score("clip", clip, model)
