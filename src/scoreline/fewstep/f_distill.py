@@ -203,8 +203,8 @@ class FDistill(Matching):
     Args:
         student, teacher, critic, ratio, critic_rests, start, student_steps, simulate, levels, guidance, classes,
             matching_weight, heads_on, taps, discriminator, lr, critic_lr, optimizer, settings: see
-            :class:`scoreline.fewstep.matching.Matching`. Critic and discriminator learn on the turns without a student's
-            update unless `critic_rests` is off, and at the levels of the matching.
+            :class:`scoreline.fewstep.matching.Matching`. Critic and discriminator learn on the turns on which the
+            student rests, unless `critic_rests` is off, and at the levels of the matching.
         divergence: one of `DIVERGENCES`.
         clip_ratio: least and largest density ratio.
         bins: of t, in which the ratio is normalised.
