@@ -31,6 +31,7 @@ def run(
     pairs: str | None = None,
     pair_count: int | None = None,
     processes: int = 1,
+    share: int | None = None,
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto",
     dtype: Literal["float32", "bf16", "fp16"] = "float32",
     accumulate: int = 1,
@@ -55,7 +56,8 @@ def run(
         data: data set instead of the preset's.
         pairs: folder of pairs from scoreline pairs, for methods that learn from them; nothing makes them.
         pair_count: how many pairs are made, instead of the preset's.
-        processes: processes that make pairs at once.
+        processes: processes that make pairs at once, or train the students of a partition.
+        share: train this one student of a partition, 0 to K-1, and join those that are there (for several machines).
         device: where to run; auto takes CUDA or MPS where there is one.
         dtype: precision; fp16 on CUDA only.
         accumulate: parts into which a batch is cut, to save memory.
@@ -72,8 +74,8 @@ def run(
     from_file = method.endswith((".yaml", ".yml"))
     recipe = read_recipe(method, preset=None if from_file else preset, teacher=teacher, changes=changes)
     return distill(
-        recipe, out, pairs=pairs, pair_count=pair_count, processes=processes, device=device, precision=dtype,
-        accumulate=accumulate, checkpoint_every=checkpoint_every, sample_every=sample_every,
+        recipe, out, pairs=pairs, pair_count=pair_count, processes=processes, share=share, device=device,
+        precision=dtype, accumulate=accumulate, checkpoint_every=checkpoint_every, sample_every=sample_every,
         skip_nonfinite=skip_nonfinite, dry_run=dry_run, command=command, quiet=quiet,
     )  # fmt: skip
 
@@ -92,4 +94,8 @@ def show(result: dict[str, Any]) -> None:
         losses = ", ".join(f"{name} {value:.4g}" for name, value in stage["losses"].items())
         told = "".join(f", {name} {value:.4g}" for name, value in stage["measured"].items())
         print(f"{stage['name']}: {stage['steps']} steps, {losses or 'nothing left to do'}{told}: {stage['model']}")
+    if result.get("missing"):
+        left = ", ".join(map(str, result["missing"]))
+        print(f"students {left} are not there yet; train each with --share, or leave it out; then all are joined")
+        return
     print(f"student: {result['model']}" + (f", pictures: {result['picture']}" if result["picture"] else ""))

@@ -38,6 +38,7 @@ from scoreline.diffusion.denoising import source_of
 from scoreline.evaluate.compare import converged
 from scoreline.evaluate.pairs import plan_pairs, write_pairs
 from scoreline.evaluate.specs import check_fit, labels_for, make_sampler
+from scoreline.fewstep.msd import of_classes
 from scoreline.fewstep.recipe import TEACHER, Recipe, Stage, check_students, make_method, make_student
 from scoreline.nn.text import text_network, tokens_of
 from scoreline.samplers.generator import Sampled
@@ -61,6 +62,7 @@ def distill(
     pairs: str | None = None,
     pair_count: int | None = None,
     processes: int = 1,
+    share: int | None = None,
     device: str = "auto",
     precision: str = "float32",
     accumulate: int = 1,
@@ -78,14 +80,16 @@ def distill(
         out: folder; None takes runs/<name of the recipe>.
         pairs: folder of pairs made before, for a recipe in which one stage learns from pairs.
         pair_count: how many pairs are made, instead of the recipe's.
-        processes: how many processes make pairs.
+        processes: how many processes make pairs, or train the students of a partition.
+        share: of a recipe with a partition, the one student that is trained here; None trains all.
         device, precision, accumulate, checkpoint_every, sample_every, skip_nonfinite: see `scoreline.train.run.run`.
         dry_run: resolve and check the first stage and the form of the others, and stop.
         command: what the user typed, for the student's card.
         quiet: no progress.
 
     Returns:
-        {"resolved": ...} for a dry run, else {"model", "folder", "picture", "stages"}.
+        {"resolved": ...} for a dry run, else {"model", "folder", "picture", "stages"}; of a partition also "missing",
+        the students that are not there yet.
 
     Raises:
         InputError: something is misspelt or does not fit.
@@ -100,6 +104,16 @@ def distill(
     made: dict[str, str] = {} if recipe.teacher is None else {TEACHER: recipe.teacher}
     if pairs is not None or pair_count is not None:
         _own_pairs(recipe, pairs, pair_count)
+    if recipe.partition is not None:
+        from scoreline.fewstep.partitioned import distill_shares
+
+        return distill_shares(
+            recipe, folder, share=share, processes=processes, device=device, precision=precision,
+            accumulate=accumulate, checkpoint_every=checkpoint_every, sample_every=sample_every,
+            skip_nonfinite=skip_nonfinite, dry_run=dry_run, command=command, quiet=quiet,
+        )  # fmt: skip
+    if share is not None:
+        raise InputError("share", share, f"{recipe.name} trains one student; shares belong to a recipe with a partition")
     several = len(recipe.stages) > 1
     results, resolved, costs = [], {}, list[dict[str, Any]]()
     for number, stage in enumerate(recipe.stages):
@@ -250,7 +264,10 @@ def _teacher(stage: Stage, made: Mapping[str, str]) -> Denoiser | None:
 
 
 def _images(stage: Stage) -> Any:
-    return opened(stage["data"]) if stage.get("data") else None
+    given = dict(stage.get("data") or {})
+    classes = given.pop("classes", None)
+    images = opened(given) if given else None
+    return images if classes is None else of_classes(images, classes)
 
 
 def _own_pairs(recipe: Recipe, folder: str | None, count: int | None) -> None:
@@ -337,6 +354,9 @@ def _card(
         card["captions"] = data.captions
     if "paired" in images:
         card["paired"] = data.name
+    share = (stage.get("settings") or {}).get("classes", images.get("classes"))
+    if share is not None:
+        card["classes"] = list(share)
     sources = {"teacher": teacher is not None, "images": bool(images), "pairs": isinstance(data, PairStore)}
     card["learns_from"] = [name for name, used in sources.items() if used]
     if hasattr(method, "made_for"):

@@ -16,6 +16,9 @@ requires: cuda                                 # presets that a laptop cannot fi
 
 Several stages stand under `stages:` by name, each with the keys above; what stands beside `stages` holds for all of
 them. `{from: reflow}` names what an earlier stage left, `{from: teacher}` the teacher.
+
+partition: {students: 4, by: consecutive}      # a student for each share of the classes, and the model that joins them:
+                                               # :mod:`scoreline.fewstep.partitioned`
 """
 
 from __future__ import annotations
@@ -46,6 +49,7 @@ __all__ += ["staged_recipes"]
 
 _STAGE = {"method", "data", "pairs", "student", "teacher", "settings", "steps", "batch_size", "seed", "ema"}
 _STAGE |= {"sample_every"}
+_TOP = {"requires", "partition"}
 _NEEDED = {"method", "steps", "batch_size"}
 _MAPPINGS = ("data", "pairs", "student", "settings")
 TEACHER = "teacher"
@@ -84,12 +88,14 @@ class Recipe:
         stages: in the order in which they run.
         teacher: name or path of the teacher, or None.
         requires: "cuda" where a laptop cannot finish it.
+        partition: how the classes are shared out among several students, or None.
     """
 
     name: str
     stages: list[Stage] = field(default_factory=list)
     teacher: str | None = None
     requires: str | None = None
+    partition: dict[str, Any] | None = None
 
 
 def few_step_methods() -> list[str]:
@@ -98,13 +104,15 @@ def few_step_methods() -> list[str]:
 
 
 def staged_recipes() -> list[str]:
-    """Names of papers whose recipe has stages of several methods, for which presets ship.
+    """Names of papers whose recipe has stages of several methods or a partition, for which presets ship.
 
     A preset of a method that has stages too, as scott-digits-text, is reached by the method's name.
     """
     of_methods = tuple(f"{method}-" for method in few_step_methods())
-    staged = (name for name in presets() if "stages" in recipe_file(name) and not name.startswith(of_methods))
-    return sorted({name.rpartition("-")[0] for name in staged})
+    staged = (name for name in presets() if {"stages", "partition"} & recipe_file(name).keys())
+    papers = {name.rpartition("-")[0] for name in staged if not name.startswith(of_methods)}
+    # msd-digits-small is another preset of msd, not one of a paper msd-digits.
+    return sorted(paper for paper in papers if not any(paper.startswith(f"{other}-") for other in papers))
 
 
 def read_recipe(
@@ -133,12 +141,13 @@ def read_recipe(
             raise unknown_name(f"preset of {name}", preset, [p.removeprefix(f"{name}-") for p in known])
         given, file = recipe_file(stem), f"{stem}.yaml"
     shared = {key: value for key, value in given.items() if key in _STAGE}
-    recipe = Recipe(stem, requires=given.get("requires"))
+    recipe = Recipe(stem, requires=given.get("requires"), partition=given.get("partition"))
     if "stages" not in given:
-        check_keys(given, file, known=_STAGE | {"requires"}, needed=_NEEDED, mappings=_MAPPINGS)
+        check_keys(given, file, known=_STAGE | _TOP, needed=_NEEDED, mappings=(*_MAPPINGS, "partition"))
         recipe.stages.append(Stage(str(given["method"]), shared))
     else:
-        check_keys(given, file, known=_STAGE | {"requires", "stages"}, needed=set(), mappings=(*_MAPPINGS, "stages"))
+        mappings = (*_MAPPINGS, "partition", "stages")
+        check_keys(given, file, known=_STAGE | _TOP | {"stages"}, needed=set(), mappings=mappings)
         if not isinstance(given["stages"], dict):
             raise InputError(f"stages of {file}", given["stages"], "give a mapping from names to stages")
         for stage, own in given["stages"].items():
