@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import nn
 
+from scoreline.core.artefact import save_artefact
 from scoreline.core.cond import Cond
 from scoreline.core.errors import InputError
 from scoreline.core.load import load
@@ -42,6 +43,7 @@ from scoreline.guidance.extrapolate import ClassifierFree
 from scoreline.nn.discriminator import FeatureDiscriminator, TapDiscriminator
 from scoreline.nn.mlp import MLP
 from scoreline.nn.unet import UNet
+from scoreline.nn.unet_presets import unet_preset
 from scoreline.samplers.heun import Heun
 from scoreline.samplers.jumps import Jumps
 from scoreline.train import fit
@@ -549,6 +551,29 @@ def test_the_cifar10_preset_is_built_and_takes_a_step(monkeypatch):
     fit(made, torch.rand(2, 3, 32, 32), steps=1, batch_size=2)
     assert not torch.equal(made.student.net.output.bias, before[0])
     assert torch.equal(net.output.bias, before[1])
+
+
+def test_both_stages_of_the_imagenet_preset_are_built_and_take_a_step(monkeypatch, tmp_path):
+    torch.manual_seed(0)
+    small = {"base_channels": 32, "head_channels": 32, "num_blocks": 1, "channel_mult": (1, 1, 1), "attention": ()}
+    taught = Preconditioned(UNet(**unet_preset("adm-imagenet64", num_classes=5, **small)), EDM())
+    recipe = read_recipe("ctm", preset="imagenet64", teacher="its file")
+    assert recipe.requires == "cuda"
+    monkeypatch.setattr(ctm, "named_distance", lambda name, size: {("lpips-vgg", 224): squared}[name, size])
+    made, seen = {}, []
+    for stage in recipe.stages:
+        model = make_student(stage, taught, made)
+        step = make_method(stage, model, taught)
+        seen.append((step.points, len(step.weights), step.updates[0].lr, stage["batch_size"]))
+        step.weights = number_of_steps_weights(1)
+        before = step.student.net.output.bias.clone()
+        fit(step, (torch.rand(2, 3, 64, 64), torch.tensor([1, 4])), steps=1, batch_size=2)
+        assert not torch.equal(step.student.net.output.bias, before)
+        made[stage.name] = str(tmp_path / f"{stage.name}.safetensors")
+        save_artefact(made[stage.name], model)
+    assert seen == [(40, 39, 4e-4, 1440), (40, 20, 8e-6, 4224)]
+    assert isinstance(step.discriminator, TapDiscriminator)
+    assert [update.lr for update in step.updates[1:]] == [2e-3]
 
 
 def test_the_digits_preset_is_read():
