@@ -110,6 +110,8 @@ TABLE: dict[str, dict[str, str]] = {
         "teacher-matching": "scoreline.fewstep.teacher_matching:TeacherMatching",
         "sfd": "scoreline.fewstep.sfd:SFD",
         "f-distill": "scoreline.fewstep.f_distill:FDistill",
+        "sim": "scoreline.fewstep.sim:SIM",
+        "sid": "scoreline.fewstep.sid:SiD",
         "ctm": "scoreline.fewstep.ctm:CTM",
         "adversarial-consistency": "scoreline.fewstep.sar_to_optical:AdversarialConsistency",
         "rectified-flow": "scoreline.fewstep.instaflow:RectifiedFlow",

@@ -113,18 +113,19 @@ class Through(Matching):
             raise InputError("top", top, "must lie in (0, 1]; 1 is sigma = 80")
         if settings is None and issubclass(optimizer, torch.optim.Adam | torch.optim.AdamW):
             settings = {"betas": (0.0, 0.999)}
+        start = float(level_of(student.schedule, sigma_init))
         super().__init__(
-            student, teacher, critic, ratio=ratio, start=float(level_of(student.schedule, sigma_init)),
-            guidance=guidance, classes=classes, lr=lr, critic_lr=critic_lr, optimizer=optimizer, settings=settings,
-            clip=clip, clip_value=clip_value,
+            student, teacher, critic, ratio=ratio, start=start, guidance=guidance, classes=classes, lr=lr,
+            critic_lr=critic_lr, optimizer=optimizer, settings=settings, clip=clip, clip_value=clip_value,
         )  # fmt: skip
+        student.begin(start, scaled=True)
         self.top = top
         self.updates.reverse()
 
     def prepare(self, batch: Any, step: int) -> Turn:
         turn, draws = super().prepare(batch, step), batch.draws.reshaped(self.student.shape)
         with torch.no_grad():
-            z = draws.normal(part=12) * self.schedule.prior(turn.level)
+            z = draws.normal(part=12) * self.student.prior(turn.level)
             turn.made = self.student.answer(z, turn.level, turn.cond)
         return turn
 
