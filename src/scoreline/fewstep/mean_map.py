@@ -82,9 +82,11 @@ class MeanMap(Preconditioned, FlowMap):
 
     Attributes:
         start: () the noisiest level, t_max unless a method sets another; saved with the weights.
+        scaled: () whether runs start from sigma_start z on variance-preserving schedules too; saved with the weights.
     """
 
     start: Tensor
+    scaled: Tensor
 
     def __init__(
         self,
@@ -98,9 +100,14 @@ class MeanMap(Preconditioned, FlowMap):
         super().__init__(net, schedule, kind=kind, sigma_data=sigma_data, time_input=time_input)
         self.end = schedule.clean
         self.register_buffer("start", torch.tensor(schedule.t_max))
+        self.register_buffer("scaled", torch.tensor(False))
 
-    def begin(self, start: float) -> None:
+    def begin(self, start: float, *, scaled: bool = False) -> None:
         """Start at another level from now on.
+
+        Args:
+            start: in the schedule's time.
+            scaled: start from sigma_start z where the schedule preserves the variance too, not from z.
 
         Raises:
             InputError: the model does not know it.
@@ -110,6 +117,7 @@ class MeanMap(Preconditioned, FlowMap):
             mend = f"the schedule has levels from {self.schedule.t_min} to {self.schedule.t_max}"
             raise InputError("start", start, mend)
         self.start.fill_(level)
+        self.scaled.fill_(scaled)
 
     def levels(self, steps: int) -> NDArray[np.float64]:
         table, start = level_table(self.schedule), float(self.start)
@@ -120,10 +128,10 @@ class MeanMap(Preconditioned, FlowMap):
         return chosen
 
     def prior(self, t: float) -> float:
-        """Standard deviation of the noise with which a run starts: 1 where the schedule preserves the variance, whatever
-        the level that the network is told, sigma elsewhere."""
+        """Standard deviation of the noise with which a run starts: sigma, but 1 where the schedule preserves the
+        variance and nothing is scaled, whatever the level that the network is told."""
         total = float(self.schedule.alpha(t)) ** 2 + float(self.schedule.sigma(t)) ** 2
-        return 1.0 if abs(total - 1) < 1e-6 else float(self.schedule.prior(t))
+        return 1.0 if abs(total - 1) < 1e-6 and not self.scaled else float(self.schedule.prior(t))
 
     def jump(self, x: Tensor, t: Time, s: Time, cond: Cond | None = None) -> Tensor:
         if not isinstance(s, Tensor) and s > self.end:
