@@ -423,10 +423,12 @@ def test_discriminators_that_have_a_name(name, kind):
 def test_heads_of_a_named_discriminator_follow_the_seed_of_the_recipe():
     def heads(seed, before):
         (stage,) = read_recipe("ctm", preset="digits", changes={"seed": seed}).stages
-        stage.given["settings"] = {**stage["settings"], "discriminator": "features"}
-        torch.manual_seed(before)
+        given = {"kind": "discriminator", "name": "features", "args": {"encoder": {"from": "digits-net"}}}
+        stage.given["settings"] = {**stage["settings"], "discriminator": given if before is None else "features"}
+        torch.manual_seed(before or 0)
         return make_method(stage, CTM.student_of(load("digits")), load("digits")).discriminator.heads[0].last.weight
 
+    assert heads(0, None).shape == (1, 64)  # the feature vector's, of a discriminator that is described in full
     assert torch.equal(heads(0, 1), heads(0, 2))
     assert not torch.equal(heads(0, 1), heads(1, 1))
 

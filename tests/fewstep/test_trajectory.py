@@ -20,7 +20,7 @@ from scoreline.diffusion.schedules import EDM, VP, Cosine, Discrete, Flow
 from scoreline.evaluate.likelihood import likelihood
 from scoreline.fewstep.ctm import CTM
 from scoreline.fewstep.maps import GaussianMap, Trajectory, inner_scalings, outer_scalings, outer_shift
-from scoreline.fewstep.trajectory import training_grid, trajectory_student, two_step
+from scoreline.fewstep.trajectory import keep_likely, training_grid, trajectory_student, two_step
 from scoreline.nn.autoencoder import KLAutoencoder
 from scoreline.nn.dit import DiT
 from scoreline.nn.mlp import MLP
@@ -232,3 +232,22 @@ def test_a_stored_student_is_sampled_by_heun_and_has_a_likelihood(tmp_path):
     assert torch.equal(Heun(steps=3)(again.given(cond), noise).x, Heun(steps=3)(made.eval().given(cond), noise).x)
     found = likelihood(str(path), "digits", tmp_path / "out", count=2, repeats=1, rtol=0.1, quiet=True)
     assert math.isfinite(found["bits_per_dim"])
+
+
+def test_a_classifier_keeps_the_likeliest_of_each_class():
+    logits = torch.randn(200, 5, generator=torch.Generator().manual_seed(0)) * 2
+    labels = torch.randint(0, 4, (200,), generator=torch.Generator().manual_seed(1))  # none of the last class
+    kept = keep_likely(logits, labels, 0.3)
+    p = logits.softmax(1)[torch.arange(200), labels]
+    expected = []
+    for label in range(4):
+        rows = (labels == label).nonzero()[:, 0].tolist()
+        rows.sort(key=lambda row: -float(p[row]))
+        expected += rows[: math.ceil(0.7 * len(rows))]
+    assert kept.tolist() == sorted(expected)
+    assert keep_likely(logits, labels, 0.0).tolist() == list(range(200))
+    assert len(keep_likely(logits[:10], torch.zeros(10).long(), 0.9)) == 1
+    with pytest.raises(InputError, match="rate"):
+        keep_likely(logits, labels, 1.0)
+    with pytest.raises(InputError, match="one for each"):
+        keep_likely(logits, labels[:5], 0.5)

@@ -1,4 +1,5 @@
-"""Students that jump anywhere: how one is made of a teacher, and the times at which it is trained and sampled.
+"""Students that jump anywhere: how one is made of a teacher, at which times it is trained and sampled, and which of its
+images a classifier keeps.
 
 Reference: Kim, Lai et al. 2024 (Consistency Trajectory Models), sections 3 and 5.
 """
@@ -6,8 +7,9 @@ Reference: Kim, Lai et al. 2024 (Consistency Trajectory Models), sections 3 and 
 from __future__ import annotations
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from scoreline.core.artefact import build, describe
 from scoreline.core.denoiser import Denoiser
@@ -20,7 +22,7 @@ from scoreline.fewstep.curricula import ascending_levels
 from scoreline.fewstep.maps import Trajectory
 from scoreline.fewstep.teachers import innermost, rebuilt
 
-__all__ = ["training_grid", "trajectory_student", "two_step"]
+__all__ = ["keep_likely", "training_grid", "trajectory_student", "two_step"]
 
 
 def training_grid(schedule: Schedule, points: int = 18, *, rho: float = 7.0) -> NDArray[np.float64]:
@@ -68,6 +70,36 @@ def two_step(points: int, first: int, second: int, schedule: Schedule | None = N
     grid = training_grid(schedule, points)
     root = (grid[first] - grid[-1]) / (grid[second] - grid[-1]) if grid[second] > grid[-1] else 1.0
     return float(np.sqrt(1 - root**2)), [float(grid[0]), float(grid[second]), schedule.clean]
+
+
+def keep_likely(logits: Tensor, labels: Tensor, rate: float) -> Tensor:
+    """Classifier rejection: of each class, the images that a classifier gives most to it; row numbers, ascending.
+
+    Of n images of a class the ceil((1 - rate) n) with the largest log p(class | image) stay. An image that is kept
+    cost 1/(1 - rate) of the evaluations of one that is drawn.
+
+    Args:
+        logits: the classifier's, (B, K).
+        labels: the class that each image was made for, (B,) int64 in 0 ... K-1.
+        rate: share that is thrown away, in [0, 1).
+
+    Raises:
+        InputError: the rate is out of range, or the counts differ.
+
+    >>> keep_likely(torch.tensor([[0.0, 0.0], [3.0, 0.0], [0.0, 1.0]]), torch.tensor([0, 0, 1]), 0.5).tolist()
+    [1, 2]
+    """
+    if not 0 <= rate < 1:
+        raise InputError("rate", rate, "must lie in [0, 1)")
+    if labels.shape != logits.shape[:1]:
+        raise InputError("labels", tuple(labels.shape), f"need one for each of the {len(logits)} images")
+    best = logits.double().log_softmax(1).gather(1, labels[:, None])[:, 0].argsort(descending=True, stable=True)
+    order = best[labels[best].argsort(stable=True)]  # class by class, the likeliest first
+    counts = torch.bincount(labels, minlength=logits.shape[1])
+    place = torch.arange(len(labels), device=labels.device) - (counts.cumsum(0) - counts)[labels[order]]
+    # Rounded first: (1 - 0.9) 10 is a little more than 1.
+    kept = ((1 - rate) * counts.double()).round(decimals=9).ceil()
+    return order[place < kept[labels[order]]].sort().values
 
 
 def trajectory_student(teacher: Denoiser | None, net: nn.Module | None = None) -> Trajectory:
