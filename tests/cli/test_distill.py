@@ -19,6 +19,7 @@ from scoreline.core.load import load
 from scoreline.diffusion.preconditioned import Preconditioned
 from scoreline.diffusion.schedules import EDM
 from scoreline.nn.mlp import MLP
+from scoreline.train.recipe import recipe_file
 
 ONE: dict[str, Any] = {
     "teacher": "none-yet",
@@ -177,6 +178,24 @@ main(sys.argv[1:])
             read_header(f"killed/{name}.safetensors")["fingerprint"]
             == (read_header(f"whole/{name}.safetensors")["fingerprint"])
         )
+
+
+def test_a_preset_with_captions(scoreline: Any, tmp_path: Path) -> None:
+    typed = ("distill", "scott", "--preset", "digits-text", "--steps", 1, "--batch-size", 4, "--out", "run")
+    assert scoreline(*typed).code == 0
+    for name in ("captioned", "scott", "model"):
+        card = read_header(tmp_path / f"run/{name}.safetensors")["card"]
+        assert card["captions"] == "made from labels"
+    assert Image.open("run/steps.png").size[1] > 40
+    made = ("sample", "run/model.safetensors", "--text", "a handwritten three", "--seeds", "0:2", "--steps", 2)
+    assert scoreline(*made, "--out", "made").code == 0
+    assert len(list((tmp_path / "made").rglob("*.png"))) == 2
+    recipe = recipe_file("scott-digits-text")
+    recipe["data"].pop("captions")
+    scoreline("distill", written("bare.yaml", recipe), "--out", "no").fails(2, "no captions", "captions: digits")
+    recipe["data"]["captions"] = "digit"
+    scoreline("distill", written("bad.yaml", recipe), "--out", "no").fails(2, "did you mean 'digits'")
+    assert not (tmp_path / "no").exists()
 
 
 def test_a_dry_run_says_what_would_be_done(scoreline: Any, tiny: str, tmp_path: Path) -> None:

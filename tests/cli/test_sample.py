@@ -11,7 +11,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+
+from scoreline.core.artefact import save_artefact
+from scoreline.diffusion.preconditioned import Preconditioned
+from scoreline.diffusion.schedules import EDM
+from scoreline.nn.text import ByteTransformer, TextConditioned
+from scoreline.nn.unet import UNet
 
 KILLED = """
 import os, signal, sys
@@ -200,6 +207,42 @@ def test_a_model_without_classes(scoreline: Any, unconditional: str, tmp_path: P
     scoreline("sample", unconditional, "--labels", "3", "--out", "no").fails(2, "no classes")
     scoreline("sample", unconditional, "--guidance", 2, "--out", "no").fails(2, "no classes")
     assert not (tmp_path / "no").exists()
+
+
+def test_a_model_that_takes_text(scoreline: Any, tiny: str, reading: str, tmp_path: Path) -> None:
+    def made(*options: object) -> np.ndarray:
+        folder = f"made{len(list(tmp_path.iterdir()))}"
+        typed = ("sample", reading, "--sampler", "euler", "--nfe", 4, "--seeds", "0:2", "--out", folder)
+        assert scoreline(*typed, *options).code == 0
+        return images(tmp_path / folder)
+
+    three, seven, both = made("--text", "a three"), made("--text", "seven"), made("--text", "a three | seven")
+    assert (three != seven).any()
+    np.testing.assert_array_equal(both, np.stack([three[0], seven[1]]))
+    strong, none = made("--text", "seven", "--guidance", 3, "--nfe", 8), made("--text", "none")
+    assert (strong != seven).any()
+    np.testing.assert_array_equal(made("--text", "seven", "--guidance", 0, "--nfe", 8), none)
+    for model, options, said in (
+        (reading, [], "--text"),
+        (reading, ["--text", "x" * 20], "20 bytes"),
+        (reading, ["--text", "a||b"], "is empty"),
+        (tiny, ["--text", "a three"], "no captions"),
+    ):
+        scoreline("sample", model, "--nfe", 3, "--out", "no", *options).fails(2, said)
+    assert not (tmp_path / "no").exists()
+
+
+@pytest.fixture
+def reading(tmp_path: Path) -> str:
+    """A tiny model that takes text."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        net = UNet(in_shape=(1, 8, 8), base_channels=8, channel_mult=(1,), num_blocks=1, attention=(8,), context_dim=8)
+        model = Preconditioned(TextConditioned(net, ByteTransformer(width=8, depth=1, length=12)), EDM())
+        for parameter in model.parameters():
+            parameter.data.add_(0.2 * torch.randn(parameter.shape))
+    save_artefact(tmp_path / "reading.safetensors", model)
+    return str(tmp_path / "reading.safetensors")
 
 
 def test_images_that_are_not_finite_are_not_written(

@@ -20,7 +20,7 @@ from scoreline.diffusion.schedules import EDM
 from scoreline.nn.clip import CLIPTextEncoder
 from scoreline.nn.clip_tokenizer import CLIPTokenizer
 from scoreline.nn.discriminator import TapDiscriminator
-from scoreline.nn.text import ByteTransformer, TextConditioned, byte_ids, text_network, told_texts, tokens_of
+from scoreline.nn.text import ByteTransformer, TextConditioned, byte_ids, text_network, tokens_of, told_texts
 from scoreline.nn.unet import UNet
 from scoreline.samplers.generator import Sampled
 from scoreline.samplers.heun import Heun

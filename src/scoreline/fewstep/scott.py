@@ -366,7 +366,7 @@ def _tapped(teacher: Denoiser, schedule: Schedule, rank: int | None) -> TapDiscr
     if not isinstance(inner, Preconditioned):
         mend = "has no network to tap; give a discriminator of one's own, or null"
         raise InputError("teacher", type(inner).__name__, mend)
-    net = inner.net if rank is None else copied(inner.net)
+    net: Any = inner.net if rank is None else copied(inner.net)
     seen = Preconditioned(
         net, schedule, kind=inner.kind, sigma_data=inner.sigma_data, time_input=inner.time_input,
         learned_variance=inner.learned_variance,

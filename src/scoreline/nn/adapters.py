@@ -13,7 +13,7 @@ from __future__ import annotations
 import copy
 import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any, TypeVar
 
@@ -31,7 +31,7 @@ LAYERS = (nn.Linear, nn.Conv2d)
 
 
 @functools.cache
-def _adapted(kind: type) -> type:
+def _adapted(kind: Hashable) -> type:
     """The class of layers whose weight is a sum; the layer's own is called base.
 
     A class for each kind of layer, and not torch's parametrizations, whose class a copy shares with its original, so
@@ -41,6 +41,7 @@ def _adapted(kind: type) -> type:
     def weight(layer: Any) -> Tensor:
         return layer.base + (layer.adapter_scale * (layer.up @ layer.down)).view(layer.base.shape)
 
+    assert isinstance(kind, type)
     return type(f"Adapted{kind.__name__}", (kind,), {"weight": property(weight), "plain": kind})
 
 
