@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import torch
 from torch import nn
 
 from scoreline.core.denoiser import Denoiser
@@ -59,7 +60,8 @@ def named_discriminator(
         if tuple(shape) != (1, 8, 8):
             mend = "stands for the classifier of 8x8 digits; give {kind: discriminator, name: features, args: ...}"
             raise InputError("discriminator", given, f"{mend} for images of shape {tuple(shape)}")
-        net = copied(digits_net())
+        with torch.random.fork_rng(devices=[]):  # it is read once; new heads must not tell whether this was the time
+            net = copied(digits_net())
         return FeatureDiscriminator(net, ("conv2", "conv4", net.tap))
     raise unknown_name("discriminator", given, ("features", "taps"))
 
