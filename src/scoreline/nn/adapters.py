@@ -11,9 +11,8 @@ Reference: Hu et al. 2021 (LoRA, arXiv 2106.09685).
 from __future__ import annotations
 
 import copy
-import functools
 import math
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any, TypeVar
 
@@ -30,8 +29,10 @@ N = TypeVar("N", bound=nn.Module)
 LAYERS = (nn.Linear, nn.Conv2d)
 
 
-@functools.cache
-def _adapted(kind: Hashable) -> type:
+_CLASSES: dict[type, type] = {}
+
+
+def _adapted(kind: type) -> type:
     """The class of layers whose weight is a sum; the layer's own is called base.
 
     A class for each kind of layer, and not torch's parametrizations, whose class a copy shares with its original, so
@@ -41,8 +42,9 @@ def _adapted(kind: Hashable) -> type:
     def weight(layer: Any) -> Tensor:
         return layer.base + (layer.adapter_scale * (layer.up @ layer.down)).view(layer.base.shape)
 
-    assert isinstance(kind, type)
-    return type(f"Adapted{kind.__name__}", (kind,), {"weight": property(weight), "plain": kind})
+    if kind not in _CLASSES:
+        _CLASSES[kind] = type(f"Adapted{kind.__name__}", (kind,), {"weight": property(weight), "plain": kind})
+    return _CLASSES[kind]
 
 
 @recorded
