@@ -211,10 +211,13 @@ def quadrants(embeddings: Tensor, *, nested: bool = False) -> QuadrantRouter:
         )
     rows = embeddings.detach().double().cpu()
     centre = rows.mean(0)
-    _, sizes, axes = torch.linalg.svd(rows - centre, full_matrices=False)
-    if sizes[1] <= 1e-9 * sizes[0] or not bool(torch.isfinite(sizes).all()):
-        raise InputError("embeddings", tuple(embeddings.shape), "lie on a line or are not finite; no second component")
-    axes = axes[:2]
+    covariance = (rows - centre).T @ (rows - centre) / len(rows)
+    if not bool(torch.isfinite(covariance).all()):
+        raise InputError("embeddings", tuple(embeddings.shape), "are not finite")
+    sizes, columns = torch.linalg.eigh(covariance)  # ascending
+    if sizes[-2] <= 1e-12 * sizes[-1]:
+        raise InputError("embeddings", tuple(embeddings.shape), "lie on a line; there is no second component")
+    axes = columns[:, [-1, -2]].T
     # A component's sign is arbitrary: its largest entry is made positive.
     axes = axes * axes.gather(1, axes.abs().argmax(1, keepdim=True)).sign()
     at = (rows - centre) @ axes.T
