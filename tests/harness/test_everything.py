@@ -103,6 +103,12 @@ SMALL: dict[tuple[str, str], Callable[[], Any]] = {
     ("denoiser", "guided-consistency"): lambda: _guided_consistency(),
     ("denoiser", "trajectory"): lambda: _trajectory(),
     ("denoiser", "mean-map"): lambda: lookup("denoiser", "mean-map")(_unet(), lookup("schedule", "edm")()),
+    ("denoiser", "routed"): lambda: lookup("denoiser", "routed")(
+        [lookup("denoiser", "mean-map")(_unet(num_classes=1), lookup("schedule", "edm")())],
+        lookup("router", "classes")([[0]]),
+    ),
+    ("router", "classes"): lambda: lookup("router", "classes")([[0, 2], [1]]),
+    ("router", "quadrants"): lambda: lookup("router", "quadrants")([0.5, 0.0], [[1.0, 0.0], [0.0, 1.0]], [0.0] * 3),
     ("denoiser", "gaussian"): lambda: lookup("denoiser", "gaussian")(
         lookup("schedule", "vp")(), torch.zeros(IMAGE), 0.5
     ),
@@ -145,6 +151,7 @@ SMALL: dict[tuple[str, str], Callable[[], Any]] = {
     ("method", "progressive"): lambda: lookup("method", "progressive")(
         lookup("method", "progressive").student_of(_edm()), _edm(), n=2
     ),
+    ("method", "teacher-matching"): lambda: lookup("method", "teacher-matching")(_edm(), _edm()),
     ("method", "rfpp"): lambda: lookup("method", "rfpp")(_flow(), _edm(), premetric="huber", inversion=2),
     ("method", "ctm"): lambda: lookup("method", "ctm")(
         _trajectory(), _edm(), points=4, teacher_steps=2, distance="squared", dsm_weight=1.0
