@@ -357,7 +357,7 @@ class Routed(FlowMap):
         def jumped(k: int, rows: Tensor, given: Cond | None) -> Tensor:
             return maps[k].jump(x[rows], _at(t, rows), _at(s, rows), given)
 
-        parts = self._sent(cond, jumped)
+        parts = self._sent(len(x), cond, jumped)
         out = torch.empty_like(x)
         for rows, part in parts:
             out[rows] = part
@@ -371,7 +371,7 @@ class Routed(FlowMap):
             answer: Posterior = self.students[k](x[rows], _at(t, rows), given)
             return answer
 
-        parts = self._sent(cond, asked)
+        parts = self._sent(len(x), cond, asked)
         raw = torch.empty_like(x)
         for rows, part in parts:
             raw[rows] = part.raw
@@ -389,6 +389,8 @@ class Routed(FlowMap):
         return self._each()[0].decode(x)
 
     def null(self, cond: Cond) -> Cond:
+        if len(self.students) == 1:
+            return self._each()[0].null(cond)
         raise InputError("null condition", type(self).__name__, "no student has it; each knows its own share")
 
     def _each(self) -> list[Denoiser]:
@@ -400,9 +402,13 @@ class Routed(FlowMap):
             raise InputError("model", type(self.students[0]).__name__, "does not jump; sample these students by heun")
         return maps
 
-    def _sent(self, cond: Cond | None, ask: Callable[[int, Tensor, Cond | None], Any]) -> list[tuple[Tensor, Any]]:
+    def _sent(
+        self, count: int, cond: Cond | None, ask: Callable[[int, Tensor, Cond | None], Any]
+    ) -> list[tuple[Tensor, Any]]:
         """(places, answer) of the students whose share is asked for; the others are left alone."""
         cond = self._given if cond is None else cond
+        if len(self.students) == 1:  # whatever it is asked, there is nobody else
+            return [(torch.arange(count), ask(0, torch.arange(count), cond))]
         number = self.router(cond)
         out = []
         for k in number.unique().tolist():

@@ -296,7 +296,7 @@ def _shared_pairs(
 
 def _present(folder: Path, recipe: Recipe, shares: Shares, teacher: Denoiser) -> list[Path | None]:
     """Where the finished student of each share lies; None where there is none, or one of fewer steps."""
-    mark = teacher.header["fingerprint"]  # type: ignore[index]
+    mark: Any = teacher.header["fingerprint"]  # type: ignore[index]
     found: list[Path | None] = []
     for number, classes in enumerate(shares):
         path = folder / f"share-{number}" / "model.safetensors"
