@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from scoreline.core.errors import InputError
+from scoreline.core.names import lookup
 from scoreline.core.noise import Noise
 from scoreline.diffusion.closed_form import Gaussian
 from scoreline.diffusion.schedules import EDM
@@ -63,6 +64,20 @@ def test_copies_and_rebuilt_networks():
     assert all(p.requires_grad for p in net.parameters())
     with pytest.raises(InputError, match="copied but not rebuilt"):
         rebuilt(torch.nn.Linear(1, 1), {"bias": False})
+
+
+@pytest.mark.parametrize("name", ["unet", "dit"])
+def test_a_network_without_its_learned_variance_answers_as_before(name):
+    torch.manual_seed(0)
+    sizes = {"unet": {"base_channels": 8, "channel_mult": (1,), "num_blocks": 1, "attention": ()},
+             "dit": {"width": 16, "depth": 1, "heads": 2, "patch": 4}}  # fmt: skip
+    net = lookup("network", name)(in_shape=(2, 8, 8), out_channels=4, **sizes[name])
+    for parameter in net.parameters():
+        parameter.data.add_(0.1 * torch.randn(parameter.shape))
+    made, fresh = rebuilt(net, {"out_channels": 2})
+    assert fresh == []
+    x, t = torch.randn(3, 2, 8, 8), torch.ones(3)
+    assert torch.allclose(made(x, t), net(x, t)[:, :2], atol=1e-5)
 
 
 def test_moving_averages():

@@ -230,6 +230,11 @@ class Matching(Method):
         self.teacher: Denoiser = guided_teacher(teacher.on(self.schedule), guidance)
         self.critic = critic_of(teacher) if critic is None else critic.requires_grad_(True)
         check_alike(self.critic, teacher)
+        if self.critic.num_classes != student.num_classes:
+            mend = (
+                f"has {self.critic.num_classes} classes, the student {student.num_classes}; give a critic of the same"
+            )
+            raise InputError("critic", type(self.critic).__name__, mend)
         if type(self.critic.schedule) is not type(self.schedule):
             raise InputError("critic", type(self.critic.schedule).__name__, "needs the student's schedule")
         self.start_levels = [float(t) for t in student.levels(student_steps)]
@@ -280,14 +285,14 @@ class Matching(Method):
     def prepare(self, batch: Any, step: int) -> Turn:
         draws = batch.draws.reshaped(self.student.shape)
         labels = self.labels(batch)
-        cond, told = labelled(self.student, labels), labelled(self.teacher, labels)
+        cond, told = labelled(self.student, labels), self.told(labels, len(draws))
         number = derive(draws.seed, "simulated steps") % len(self.start_levels)  # one for the whole batch
         x = draws.normal() * self.student.prior(self.start_levels[0])
         if number and not self.simulate:
             self.real(batch, "inputs that are not simulated")
             x = self.schedule.marginal(batch.image, self.start_levels[number], draws.normal(step=number))
-            cond, told = labelled(self.student, batch.label), labelled(self.teacher, batch.label)
-            return Turn(x, self.start_levels[number], cond, told, batch.label)
+            cond, labels = labelled(self.student, batch.label), None if labels is None else batch.label
+            return Turn(x, self.start_levels[number], cond, self.told(labels, len(draws)), labels)
         with torch.no_grad():
             for k in range(number):
                 clean = self.student.answer(x, self.start_levels[k], cond)
@@ -299,6 +304,10 @@ class Matching(Method):
         if self.classes is None:
             return None
         return self.class_table[batch.draws.integers(len(self.classes), part=1)]
+
+    def told(self, labels: Tensor | None, count: int) -> Cond | None:
+        """The teacher's conditions: without labels that nothing is known, where it knows classes."""
+        return labelled(self.teacher, self.table.new_full((count,), -1).long() if labels is None else labels)
 
     def level(self, draws: Draws, part: int) -> Tensor:
         """Levels of the matching, (B,): uniform over the entries first ... last of the table."""
@@ -384,7 +393,7 @@ class Matching(Method):
         """
         draws = Noise(0).at(range(count), self.student.shape, device=self.table.device)
         labels = None if self.classes is None else self.class_table[torch.arange(count) % len(self.classes)]
-        cond, told = labelled(self.student, labels), labelled(self.teacher, labels)
+        cond, told = labelled(self.student, labels), self.told(labels, count)
         with torch.no_grad():
             start = self.start_levels[0]
             x = self.student.answer(draws.normal() * self.student.prior(start), start, cond)

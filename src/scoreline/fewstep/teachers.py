@@ -142,7 +142,8 @@ def copied(module: nn.Module) -> Any:
 def rebuilt(net: nn.Module, changes: Mapping[str, Any]) -> tuple[nn.Module, list[str]]:
     """The network again with some constructor arguments changed, holding its weights wherever they fit.
 
-    A matrix that has only gained inputs (a second time beside the first) keeps those it had, in front.
+    A matrix that has only gained inputs (a second time beside the first) keeps those it had, in front; an output that has
+    lost channels (a learned variance) keeps the first ones.
 
     Args:
         net: a network of ours (its constructor's arguments are recorded).
@@ -166,7 +167,11 @@ def rebuilt(net: nn.Module, changes: Mapping[str, Any]) -> tuple[nn.Module, list
     grown = {}
     for name in (old.keys() & fresh.keys()) - kept.keys():
         before, now = old[name], fresh[name].clone()
-        if before.dim() == now.dim() == 2 and len(before) == len(now) and before.shape[1] < now.shape[1]:
+        if "out_channels" in changes and before.shape[1:] == now.shape[1:] and len(before) > len(now):
+            had = net._arguments["out_channels"] or net.in_shape[0]  # type: ignore[index, operator, union-attr]
+            rows = before.view(-1, had, *before.shape[1:])[:, : changes["out_channels"]]  # of each pixel of a patch
+            kept[name] = rows.reshape(now.shape)
+        elif before.dim() == now.dim() == 2 and len(before) == len(now) and before.shape[1] < now.shape[1]:
             now[:, : before.shape[1]] = before
             grown[name] = now
     made.load_state_dict({**fresh, **kept, **grown})
