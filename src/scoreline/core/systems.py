@@ -197,7 +197,15 @@ SYSTEMS = (
         ("scoreline.fewstep.flows", "scoreline.diffusion.levels", "scoreline.samplers.straight"),
     ),
     System("20", "SIM", "sim", "2410.16794", 9, "scoreline.fewstep.sim"),
-    System("21", "f-distill", "f-distill", "2502.15681", 9, "scoreline.fewstep.f_distill"),
+    System(
+        "21",
+        "f-distill",
+        "f-distill",
+        "2502.15681",
+        9,
+        "scoreline.fewstep.f_distill",
+        ("scoreline.fewstep.matching", "scoreline.fewstep.mean_map", "scoreline.fewstep.adversarial"),
+    ),
     System(
         "22",
         "Skip-tuning",
