@@ -322,6 +322,13 @@ def test_one_evaluation_gives_denoised_images_and_logits(heads_on: str, guidance
         torch.testing.assert_close(m.real, (plain + 2 * (plain - none)).detach(), rtol=1e-3, atol=1e-4)
 
 
+def test_a_tapped_discriminator_of_ones_own_has_its_own_features() -> None:
+    data, teacher = batch(4), small()
+    judge = TapDiscriminator(small(seed=2), trained="all")
+    m = FDistill(mean_map(teacher), teacher, discriminator=judge).match(data.image, data.draws, None, None)  # type: ignore[arg-type]
+    torch.testing.assert_close(m.logits, judge(m.x_t, m.t))
+
+
 def test_the_loss_of_the_student_adds_the_adversary_at_the_same_noise() -> None:
     data, teacher = batch(6), small()
     method = FDistill(mean_map(teacher), teacher, small(seed=1), gan_weight=0.3, matching_weight=2.0)

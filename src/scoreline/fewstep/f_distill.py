@@ -32,7 +32,6 @@ from scoreline.core.noise import Draws
 from scoreline.fewstep.adversarial import generator_loss
 from scoreline.fewstep.matching import Matched, Matching, Turn, matching_direction, matching_surrogate
 from scoreline.fewstep.mean_map import MeanMap
-from scoreline.nn.discriminator import TapDiscriminator
 from scoreline.nn.plan import Plan
 
 __all__ = ["DIVERGENCES", "FDistill", "Judged", "bin_index", "density_ratio", "divergence_direction", "f_of"]
@@ -270,7 +269,9 @@ class FDistill(Matching):
         if uniform is not None and (len(uniform) != 2 or not low <= uniform[0] < uniform[1] <= high):
             raise InputError("uniform", uniform, f"give (low, high) within the schedule's levels, {low} to {high}")
         self.divergence, self.clip_ratio, self.bins, self.bin_rate = divergence, tuple(clip_ratio), bins, bin_rate
-        self.uniform, self.heads_on = uniform, heads_on
+        self.uniform = uniform
+        # A discriminator of one's own has features of its own.
+        self.heads_on = heads_on if discriminator is None else None
         self.register_buffer("bin_means", torch.ones(bins))
         self.bin_means: Tensor
         self.updates[1] = replace(self.updates[1], clip=None)
@@ -297,19 +298,17 @@ class FDistill(Matching):
     def judge(self, x_t: Tensor, t: Tensor, cond: Cond | None, told: Cond | None) -> tuple[Tensor, Tensor, Tensor]:
         """D_r, D_f and the logits; heads read the features of the evaluation that gives D_r or D_f."""
         judge: Any = self.discriminator
-        tapped = isinstance(judge, TapDiscriminator)
-        plan = Plan(taps=judge.trunk.plan.taps) if tapped else None
         seen: dict[str, Tensor] = {}
         answers = []
         for name, model, given in (("teacher", self.teacher, told), ("critic", self.critic, cond)):
-            if tapped and name == self.heads_on:
-                post = model.under(plan)(x_t, t, given)
+            if name == self.heads_on:
+                post = model.under(Plan(taps=judge.trunk.plan.taps))(x_t, t, given)
                 seen = post.taps
             else:
                 with torch.no_grad():
                     post = model(x_t, t, given)
             answers.append(post.mean.detach())
-        if not tapped:
+        if self.heads_on is None:
             return answers[0], answers[1], judge(x_t, t, cond)
         logits = [head(seen[tap]) for head, tap in zip(judge.heads, judge.trunk.plan.taps)]
         return answers[0], answers[1], torch.cat(logits, 1)
