@@ -18,9 +18,8 @@ from scoreline.core.schedule import spread
 from scoreline.diffusion.closed_form import Gaussian, Mixture
 from scoreline.diffusion.preconditioned import Preconditioned
 from scoreline.diffusion.schedules import EDM, VP, Cosine, Discrete, Flow
-from scoreline.fewstep.progressive import (
+from scoreline.fewstep.halving import (
     WEIGHTS,
-    Progressive,
     halving_loss,
     halving_target,
     halving_times,
@@ -29,6 +28,7 @@ from scoreline.fewstep.progressive import (
     on_cosine,
     snr_weight,
 )
+from scoreline.fewstep.progressive import Progressive
 from scoreline.fewstep.recipe import make_method, make_student, read_recipe
 from scoreline.fewstep.teachers import advance
 from scoreline.nn.mlp import MLP

@@ -88,6 +88,17 @@ def _unet_reading(size: int) -> nn.Module:
     )
 
 
+def _labelled() -> Denoiser:
+    net = lookup("network", "mlp")(in_shape=IMAGE, width=32, num_classes=10)
+    return lookup("denoiser", "preconditioned")(net, lookup("schedule", "edm")())
+
+
+def _told() -> Denoiser:
+    net = lookup("network", "mlp")(in_shape=IMAGE, width=32, weight_input=True)
+    vp = lookup("schedule", "vp")()
+    return lookup("denoiser", "distilled-guidance")(lookup("denoiser", "preconditioned")(net, vp, kind="v"))
+
+
 SMALL: dict[tuple[str, str], Callable[[], Any]] = {
     ("text", "clip"): lambda: lookup("text", "clip")(width=8, depth=1, heads=1, length=4, vocabulary=12, dim=4),
     ("text", "conditioned"): lambda: _text_conditioned(),
@@ -103,6 +114,11 @@ SMALL: dict[tuple[str, str], Callable[[], Any]] = {
     ("denoiser", "guided-consistency"): lambda: _guided_consistency(),
     ("denoiser", "trajectory"): lambda: _trajectory(),
     ("denoiser", "mean-map"): lambda: lookup("denoiser", "mean-map")(_unet(), lookup("schedule", "edm")()),
+    ("denoiser", "distilled-guidance"): lambda: _told(),
+    ("denoiser", "noising"): lambda: lookup("denoiser", "noising")(_told()),
+    ("denoiser", "two-heads"): lambda: lookup("denoiser", "two-heads")(
+        _unet(out_channels=2), lookup("schedule", "vp")()
+    ),
     ("denoiser", "routed"): lambda: lookup("denoiser", "routed")(
         [lookup("denoiser", "mean-map")(_unet(num_classes=1), lookup("schedule", "edm")())],
         lookup("router", "classes")([[0]]),
@@ -150,6 +166,9 @@ SMALL: dict[tuple[str, str], Callable[[], Any]] = {
     ),
     ("method", "progressive"): lambda: lookup("method", "progressive")(
         lookup("method", "progressive").student_of(_edm()), _edm(), n=2
+    ),
+    ("method", "guidance-distillation"): lambda: lookup("method", "guidance-distillation")(
+        lookup("method", "guidance-distillation").student_of(_labelled()), _labelled()
     ),
     ("method", "teacher-matching"): lambda: lookup("method", "teacher-matching")(_edm(), _edm()),
     ("method", "rfpp"): lambda: lookup("method", "rfpp")(_flow(), _edm(), premetric="huber", inversion=2),

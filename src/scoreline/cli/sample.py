@@ -20,6 +20,7 @@ def run(
     text: str | None = None,
     from_latents: str | None = None,
     guidance: float | None = None,
+    guidance_weight: float | None = None,
     clip: bool = False,
     batch_size: int = 250,
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto",
@@ -43,6 +44,8 @@ def run(
         from_latents: file of latents to decode instead of noise, from `scoreline edit MODEL --task encode`; seeds count
             its rows, and nothing for labels takes the class that they were encoded with.
         guidance: strength s of classifier-free guidance; it doubles the evaluations.
+        guidance_weight: strength w that a guidance-distilled student takes as an input, w = s - 1 and 0 unguided;
+            nothing takes the student's own. Other models refuse it, and such students refuse guidance.
         clip: keep the predicted clean image in [-1, 1].
         batch_size: images a batch; the pictures do not depend on it.
         device: where to run; auto takes CUDA or MPS where there is one.
@@ -54,7 +57,7 @@ def run(
     return sample_to(
         out, model, sampler, None if seeds is None else numbers(seeds, "seeds"), nfe=nfe, steps=steps,
         noise_seed=noise_seed, labels=labels, text=text, latents=from_latents, guidance=guidance,
-        clip=clip, batch_size=batch_size, device=device, dtype=dtype, quiet=quiet,
+        guidance_weight=guidance_weight, clip=clip, batch_size=batch_size, device=device, dtype=dtype, quiet=quiet,
     )  # fmt: skip
 
 
@@ -62,4 +65,5 @@ def show(result: dict[str, Any]) -> None:
     count, made = result["count"], result["made"]
     there = "" if made == count else "all were there already" if made == 0 else f"{count - made} were there already"
     spent = f"{result['nfe']:g} network evaluations each" if made else ""
-    print(f"{count} images in {result['out']} ({', '.join(part for part in (spent, there) if part)})")
+    told = "" if result["guidance_weight"] is None else f"guidance weight {result['guidance_weight']:g}"
+    print(f"{count} images in {result['out']} ({', '.join(part for part in (spent, told, there) if part)})")

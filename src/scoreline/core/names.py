@@ -67,6 +67,9 @@ TABLE: dict[str, dict[str, str]] = {
         "guided-consistency": "scoreline.fewstep.guided:GuidedConsistency",
         "trajectory": "scoreline.fewstep.maps:Trajectory",
         "mean-map": "scoreline.fewstep.mean_map:MeanMap",
+        "distilled-guidance": "scoreline.fewstep.guidance_students:DistilledGuidance",
+        "noising": "scoreline.fewstep.guidance_students:Noising",
+        "two-heads": "scoreline.fewstep.guidance_students:TwoHeads",
         "routed": "scoreline.fewstep.msd:Routed",
     },
     "sampler": {
@@ -94,6 +97,7 @@ TABLE: dict[str, dict[str, str]] = {
         "jumps": "scoreline.samplers.jumps:Jumps",
         "straight": "scoreline.samplers.straight:Straight",
         "er-sde": "scoreline.samplers.er_sde:ERSDE",
+        "double-step": "scoreline.samplers.double_step:DoubleStep",
     },
     "method": {
         "denoising": "scoreline.diffusion.denoising:Denoising",
@@ -119,6 +123,7 @@ TABLE: dict[str, dict[str, str]] = {
         "annealed-reflow": "scoreline.fewstep.slimflow:AnnealedReflow",
         "flow-guided-distillation": "scoreline.fewstep.slimflow:FlowGuidedDistillation",
         "progressive": "scoreline.fewstep.progressive:Progressive",
+        "guidance-distillation": "scoreline.fewstep.guided_distillation:GuidanceDistillation",
         "rfpp": "scoreline.fewstep.rfpp:RFPP",
     },
     "bridge": {

@@ -169,7 +169,19 @@ SYSTEMS = (
     ),
     System("16", "GMem", "gmem", "2412.08781", 10, "scoreline.adapt.gmem"),
     System(
-        "17", "Guided distillation", "guided-distillation", "2210.03142", 10, "scoreline.fewstep.guided_distillation"
+        "17",
+        "Guided distillation",
+        "guided-distillation",
+        "2210.03142",
+        10,
+        "scoreline.fewstep.guided_distillation",
+        (
+            "scoreline.fewstep.halving",
+            "scoreline.fewstep.progressive",
+            "scoreline.fewstep.guidance_students",
+            "scoreline.fewstep.guided",
+            "scoreline.samplers.double_step",
+        ),
     ),
     System(
         "18",

@@ -23,6 +23,7 @@ from scoreline.core.noise import Noise
 from scoreline.data import to_uint8
 from scoreline.evaluate.progress import progress
 from scoreline.evaluate.specs import adds_noise, asked_labels, check_fit, choose_sampler, guided, labels_for
+from scoreline.evaluate.strengths import strengths_of, told_strength
 from scoreline.nn.text import text_network, told_texts
 from scoreline.samplers.latents import Latents, read_latents
 
@@ -47,6 +48,7 @@ def sample_to(
     text: str | None = None,
     latents: str | None = None,
     guidance: float | None = None,
+    guidance_weight: float | None = None,
     clip: bool = False,
     batch_size: int = 250,
     device: str = "auto",
@@ -67,11 +69,11 @@ def sample_to(
         noise_seed: seed of the noise source.
         text: captions with | between them, taken in turn, of a model that takes text; "none" for no caption.
         latents: file of :func:`scoreline.samplers.latents.write_latents`, decoded instead of noise.
-        labels, guidance, clip, batch_size, device, dtype: as in `scoreline sample`.
+        labels, guidance, guidance_weight, clip, batch_size, device, dtype: as in `scoreline sample`.
         quiet: no progress.
 
     Returns:
-        {"out", "count", "made", "nfe", "sampler", "model"}.
+        {"out", "count", "made", "nfe", "sampler", "model", "guidance_weight"}; the last None of models that take none.
 
     Raises:
         InputError: something is misspelt or does not fit.
@@ -82,7 +84,7 @@ def sample_to(
     if batch_size < 1:
         raise InputError("batch_size", batch_size, "must be 1 or more")
     noise = Noise(noise_seed)
-    bare = load(model_name)
+    bare = told_strength(load(model_name), guidance_weight, guidance)
     codes, codes_mark = _latents(latents, bare)
     if indices is None:
         indices = range(64 if codes is None else len(codes.z))
@@ -115,6 +117,8 @@ def sample_to(
     }  # fmt: skip
     if text is not None:
         job["text"] = text
+    if guidance_weight is not None:
+        job["guidance_weight"] = guidance_weight
     if codes is not None:
         job["latents"] = codes_mark
         first = sampler.calibrated(model).times(model.schedule, model.evaluations)[0]
@@ -148,7 +152,7 @@ def sample_to(
         _pack(target, folder, indices, chosen, model.num_classes)
     return {
         "out": str(target), "count": len(indices), "made": missing, "nfe": spent, "sampler": repr(sampler),
-        "model": model_name,
+        "model": model_name, "guidance_weight": None if (told := strengths_of(bare)) is None else told["default"],
     }  # fmt: skip
 
 
