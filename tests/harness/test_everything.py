@@ -120,7 +120,7 @@ SMALL: dict[tuple[str, str], Callable[[], Any]] = {
         _unet(out_channels=2), lookup("schedule", "vp")()
     ),
     ("denoiser", "routed"): lambda: lookup("denoiser", "routed")(
-        [lookup("denoiser", "mean-map")(_unet(num_classes=1), lookup("schedule", "edm")())],
+        [lookup("denoiser", "mean-map")(_unet(), lookup("schedule", "edm")())],
         lookup("router", "classes")([[0]]),
     ),
     ("router", "classes"): lambda: lookup("router", "classes")([[0, 2], [1]]),
