@@ -333,7 +333,7 @@ class Routed(FlowMap):
                     raise InputError(f"student {k}", b, f"student 0 has {thing} {a}; all need the same")
             if type(other) is not type(first) or describe(other.schedule) != describe(first.schedule):
                 raise InputError(f"student {k}", type(other).__name__, "has another form or schedule than student 0")
-        if isinstance(router, ClassRouter) and first.num_classes != router.num_classes:
+        if len(students) > 1 and isinstance(router, ClassRouter) and first.num_classes != router.num_classes:
             mend = f"the partition is one of {router.num_classes} classes"
             raise InputError("students", f"{first.num_classes} classes", mend)
         self.students, self.router = nn.ModuleList(students), router
