@@ -224,11 +224,11 @@ def test_it_draws_the_generator_to_the_teachers_data():
     data = torch.tensor([0.6, -0.3])
     torch.manual_seed(0)
     student = Preconditioned(MLP(in_shape=(2,), width=16, depth=1), EDM())
-    made = SIM(SIM.student_of(None, student), Gaussian(EDM(), data, 0.04), student, lr=3e-3, critic_lr=3e-3)
-    result = fit(made, None, steps=250, batch_size=48, seed=0, ema=0.9).result()
-    x = Jumps(steps=1)(result.denoiser, Noise(5).at(range(500), (2,))).x
-    assert torch.allclose(x.mean(0), data, atol=0.1)
-    assert torch.allclose(x.std(0), torch.full((2,), 0.2), atol=0.08)
+    made = SIM(SIM.student_of(None, student), Gaussian(EDM(), data, 0.04), student, lr=1e-2, critic_lr=1e-2)
+    result = fit(made, None, steps=100, batch_size=16, seed=0, ema=0.8).result()
+    x = Jumps(steps=1)(result.denoiser, Noise(5).at(range(200), (2,))).x
+    assert torch.allclose(x.mean(0), data, atol=0.12)
+    assert torch.allclose(x.std(0), torch.full((2,), 0.2), atol=0.1)
 
 
 @pytest.mark.parametrize("name", ["sim", "sid"])
