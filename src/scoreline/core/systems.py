@@ -208,7 +208,20 @@ SYSTEMS = (
         "scoreline.fewstep.rfpp",
         ("scoreline.fewstep.flows", "scoreline.diffusion.levels", "scoreline.samplers.straight"),
     ),
-    System("20", "SIM", "sim", "2410.16794", 9, "scoreline.fewstep.sim"),
+    System(
+        "20",
+        "SIM",
+        "sim",
+        "2410.16794",
+        9,
+        "scoreline.fewstep.sim",
+        (
+            "scoreline.fewstep.sid",
+            "scoreline.fewstep.through",
+            "scoreline.fewstep.matching",
+            "scoreline.fewstep.mean_map",
+        ),
+    ),
     System(
         "21",
         "f-distill",
