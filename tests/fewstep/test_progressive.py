@@ -1,4 +1,4 @@
-"""Halving DDIM steps: the target inverts two of them exactly, for any schedule and any model."""
+"""Progressive distillation: what a turn shares, whom it takes as student and teacher, and that a halving is learned."""
 
 from __future__ import annotations
 
@@ -14,33 +14,20 @@ from scoreline.core.cond import Cond
 from scoreline.core.errors import InputError
 from scoreline.core.load import load
 from scoreline.core.noise import Noise
-from scoreline.core.schedule import spread
 from scoreline.diffusion.closed_form import Gaussian, Mixture
 from scoreline.diffusion.preconditioned import Preconditioned
-from scoreline.diffusion.schedules import EDM, VP, Cosine, Discrete, Flow
-from scoreline.fewstep.halving import (
-    WEIGHTS,
-    halving_loss,
-    halving_target,
-    halving_times,
-    halving_weights,
-    implied_mean,
-    on_cosine,
-    snr_weight,
-)
+from scoreline.diffusion.schedules import EDM, Cosine, Discrete
+from scoreline.fewstep.halving import halving_loss, halving_target, halving_times, on_cosine
 from scoreline.fewstep.progressive import Progressive
 from scoreline.fewstep.recipe import make_method, make_student, read_recipe
-from scoreline.fewstep.teachers import advance
 from scoreline.nn.mlp import MLP
 from scoreline.samplers.ddim import DDIM
-from scoreline.samplers.steps import eta_step
 from scoreline.train import fit
 from scoreline.train.recipe import presets
 
 F8 = torch.float64
 MU, S = torch.tensor([0.7, -0.4], dtype=F8), torch.tensor([0.5, 0.8], dtype=F8)
 COSINE = Cosine(s=0.0, t_min=1e-4, t_max=1 - 1e-4)
-SCHEDULES = {"cosine": COSINE, "vp": VP(), "flow": Flow(t_max=0.999)}
 
 
 def draws(count: int = 6, seed: int = 3):
@@ -54,91 +41,6 @@ def mixture(schedule: Any) -> Mixture:
 def student(kind: str = "v", seed: int = 0, schedule: Any = COSINE) -> Preconditioned:
     torch.manual_seed(seed)
     return Preconditioned(MLP(in_shape=(2,), width=32, depth=2), schedule, kind=kind)
-
-
-@pytest.mark.parametrize("name", SCHEDULES)
-@pytest.mark.parametrize("n", [1, 4, 512])
-def test_one_step_with_the_target_ends_where_two_steps_end(name: str, n: int):
-    schedule = SCHEDULES[name]
-    model, z = mixture(schedule), draws().normal()
-    index = torch.tensor([0, 1, n // 2, n - 1, 0, n - 1]).clamp(max=n - 1)
-    t, m, s = halving_times(index, n, schedule.t_max)
-    target, end = halving_target(model, z, t, m, s)
-    # the two steps themselves, by the sampler
-    walked = advance(DDIM(), model, z, torch.stack([t, m, s]))
-    assert torch.allclose(end, walked, atol=1e-10)
-    a, b, _ = eta_step(schedule, t, s, 0.0)
-    assert torch.allclose(spread(a, z) * z + spread(b, z) * target, walked, atol=1e-10)
-    assert torch.allclose(implied_mean(schedule, z, walked, t, s), target, atol=1e-6)
-
-
-def test_the_target_of_gaussian_data_in_closed_form():
-    """Two DDIM steps of N(MU, S^2) written out, and the x0 that one step needs: the paper's printed formula."""
-    model, z = Gaussian(COSINE, MU, S * S), draws().normal()
-    t, m, s = halving_times(torch.full((6,), 1), 4, COSINE.t_max)
-    (at, st), (am, sm), (as_, ss) = ((COSINE.alpha(v)[0], COSINE.sigma(v)[0]) for v in (t, m, s))
-    x1 = MU + at * S**2 / (at**2 * S**2 + st**2) * (z - at * MU)
-    zm = am * x1 + sm * (z - at * x1) / st
-    x2 = MU + am * S**2 / (am**2 * S**2 + sm**2) * (zm - am * MU)
-    zs = as_ * x2 + ss * (zm - am * x2) / sm
-    printed = (zs - ss / st * z) / (as_ - ss / st * at)
-    target, end = halving_target(model, z, t, m, s)
-    assert torch.allclose(end, zs, atol=1e-12)
-    assert torch.allclose(target, printed, atol=1e-10)
-    assert not torch.allclose(target, x2, atol=1e-3)  # x2 itself is another, worse objective
-    # at the clean end it is x2
-    t, m, s = halving_times(torch.zeros(6), 4, COSINE.t_max)
-    target, end = halving_target(model, z, t, m, s)
-    assert torch.allclose(target, end, atol=1e-12)
-
-
-def test_the_weights_of_the_two_estimates():
-    times = halving_times(torch.arange(8), 8, COSINE.t_max)
-    w, rest = halving_weights(COSINE, *times)
-    assert w[0] == 0
-    assert torch.allclose(w + rest, torch.ones(8, dtype=F8))
-    assert ((w >= 0) & (w < 1)).all()
-    # in float32 the target stays good where the printed difference has lost its digits
-    many = halving_times(torch.full((6,), 3000), 8192, COSINE.t_max)
-    model, z = mixture(COSINE), draws().normal()
-    exact, end = halving_target(model, z, *many)
-    single, _ = halving_target(model, z.float(), *many)
-    lossy = implied_mean(COSINE, z.float(), end.float(), many[0], many[2])
-    assert (single - exact).abs().max() < 1e-5 < (lossy - exact).abs().max()
-
-
-def test_times_are_those_of_the_sampler():
-    t, m, s = halving_times(torch.arange(4), 4, 0.9)
-    grid = DDIM(steps=4, grid="time-to-clean").times(Cosine(t_max=0.9))
-    fine = DDIM(steps=8, grid="time-to-clean").times(Cosine(t_max=0.9))
-    assert t.flip(0).tolist() == pytest.approx(grid[:-1])
-    assert s.flip(0).tolist() == pytest.approx(grid[1:])
-    assert m.flip(0).tolist() == pytest.approx(fine[1::2])
-    assert s[0] == 0
-
-
-def test_loss_weights():
-    snr = torch.tensor([0.1, 1.0, 9.0], dtype=F8)
-    assert snr_weight(snr).tolist() == [1.0, 1.0, 9.0]
-    assert snr_weight(np.array([0.1, 9.0])).tolist() == [1.0, 9.0]
-    assert snr_weight(snr, "snr+1").tolist() == [1.1, 2.0, 10.0]
-    assert snr_weight(snr, "snr").tolist() == snr.tolist()
-    assert snr_weight(snr, "one").tolist() == [1.0, 1.0, 1.0]
-    with pytest.raises(InputError, match="did you mean"):
-        snr_weight(snr, "snr-trunk")
-    # in x, v and eps the same deviation, by what the networks answer with
-    model, z = student("v"), draws().normal().float()
-    t = torch.tensor([0.1, 0.3, 0.5, 0.6, 0.8, 0.95], dtype=F8)
-    target = draws().normal(1).float()
-    alpha, sigma = (spread(f(t), z) for f in (COSINE.alpha, COSINE.sigma))
-    eps = (z - alpha * target) / sigma
-    post = model(z, t)
-    x_error = (post.mean - target).square().mean(1)
-    eps_error = (post.eps - eps).square().mean(1)
-    v_error = (post.raw - (alpha * eps - sigma * target)).square().mean(1)
-    expected = {"snr-trunc": torch.maximum(x_error, eps_error), "snr+1": v_error, "snr": eps_error, "one": x_error}
-    for name in WEIGHTS:
-        assert torch.allclose(halving_loss(model, z, t, target, weight=name), expected[name], rtol=1e-4)
 
 
 @pytest.mark.parametrize("kind", ["x0", "v", "eps", "edm"])
