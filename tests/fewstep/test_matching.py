@@ -404,13 +404,13 @@ def test_what_does_not_fit_is_refused() -> None:
         DMD2(teacher(), teacher())
     with pytest.raises(InputError, match="critic"):
         DMD2(mean_map(None, teacher(num_classes=None)), exact)
+    other = Preconditioned(network(), Discrete(), kind="eps")
     with pytest.raises(InputError, match="schedule"):
-        other = Preconditioned(network(), Discrete(), kind="eps")
         DMD2(DMD2.student_of(teacher()), teacher(), other)
     with pytest.raises(InputError, match="4 classes"):
         DMD2(mean_map(teacher(), network(num_classes=None)), teacher())
+    student = mean_map(None, teacher(num_classes=None))
     with pytest.raises(InputError, match="tap"):
-        student = mean_map(None, teacher(num_classes=None))
         DMD2(student, exact, critic_of(student), gan_weight=0.1, heads_on="teacher")
 
 

@@ -1,4 +1,4 @@
-"""The generator of distribution matching: where it starts and stops, what it is copied from, that it survives saving."""
+"""The generator of distribution matching: where it starts and stops, what it is copied from, how it is saved."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
 """Two ancestors of DMD2, on the same turn: Diff-Instruct, and DMD with its regression on stored pairs.
 
-    Diff-Instruct   g = w(t) (D_f - D_r), L = 0.5 mean |x - stopgrad(x - g)|^2, the critic updated as often as the student
+    Diff-Instruct   g = w(t) (D_f - D_r), L = 0.5 mean |x - stopgrad(x - g)|^2, the critic learns as often as G
                     w = 1, or alpha/sigma^2, which makes g the difference of the scores
     DMD             g = (D_f - D_r)/mean_{C,H,W}|x - D_r|
-                    L = 0.5 mean |x - stopgrad(x - g)|^2 + lambda mean D(G(sigma_start z), y),   (z, y) pairs of the teacher
+                    L = 0.5 mean |x - stopgrad(x - g)|^2 + lambda mean D(G(sigma_start z), y), pairs (z, y)
 The pairs, made once by the teacher's deterministic sampler, keep a student steady whose critic is updated as seldom as
 itself; DMD2 does without them.
 

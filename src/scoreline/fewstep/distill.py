@@ -2,6 +2,7 @@
 
     OUT/model.safetensors      the student of the last stage, averaged weights, with its card
     OUT/steps.png              1, 2, 4 and 8 steps at fixed noise, and the teacher
+    OUT/samples/, quality.csv  what is looked at in between (:mod:`scoreline.fewstep.monitor`)
     OUT/<stage>/               the run of a stage (OUT itself where there is one stage)
     OUT/<stage>.safetensors    what a stage left, where there are several
     OUT/pairs-<stage>/         the pairs that a stage learns from (OUT/pairs where there is one stage)
@@ -38,6 +39,7 @@ from scoreline.diffusion.denoising import source_of
 from scoreline.evaluate.compare import converged
 from scoreline.evaluate.pairs import plan_pairs, write_pairs
 from scoreline.evaluate.specs import check_fit, labels_for, make_sampler
+from scoreline.fewstep.monitor import Quality, draw
 from scoreline.fewstep.msd import of_classes
 from scoreline.fewstep.recipe import TEACHER, Recipe, Stage, check_students, make_method, make_student
 from scoreline.nn.text import text_network, tokens_of
@@ -138,15 +140,19 @@ def distill(
         every = sample_every or stage.get("sample_every")
         with evaluations(networks(method)) as counted:
             before = _steps_done(spot)
+            quality = Quality(spot / "quality.csv", before, data, teacher, quiet=quiet) if every else None
 
-            def draw(method: Method, step: int, path: Path, counted: Evaluations = counted) -> None:
+            def look(
+                method: Method, step: int, path: Path, counted: Evaluations = counted, quality: Any = quality
+            ) -> None:
                 counted.paused = True
-                _draw(method, step, path)
+                draw(method, step, path)
+                quality.measure(method, step)
                 counted.paused = False
 
             trained = run(
                 method, data, spot, checkpoint_every=checkpoint_every, sample_every=every,
-                sample=draw if every else None, quiet=quiet, **settings,
+                sample=look if every else None, quiet=quiet, **settings,
             )  # fmt: skip
         target = folder / (f"{stage.name}.safetensors" if several else "model.safetensors")
         spent = counted.total * trained.step / (trained.step - before) if trained.step > before else None
@@ -372,14 +378,3 @@ def _card(
     if isinstance(data, PairStore):
         card["pair_evaluations"] = round(data.header["count"] * data.header["nfe"])
     return card
-
-
-def _draw(method: Any, step: int, path: Path) -> None:
-    """A grid of samples, the same noise and labels every time, so that progress is seen."""
-    result = method.result()
-    told = any({"image", "tokens"} & set(getattr(module, "accepts", ())) for module in method.modules())
-    if isinstance(result, Sampled) and len(result.shape) == 3 and result.shape[0] in (1, 3) and not told:
-        cond = labels_for(range(40), result.num_classes)
-        place = next(result.parameters()).device
-        images = result.generate(range(40), Noise(0), cond if cond is None else cond.to(place))
-        write_png(path, picture_grid(images, columns=10))
