@@ -501,7 +501,8 @@ def test_a_batch_without_captions_is_refused() -> None:
 def test_adapters_of_the_student() -> None:
     teacher, batch = reading_teacher(), captioned_batch()
     student = SCott.student_of(teacher)
-    method = SCott(student, teacher, guidance=(0.0, 2.0), lr=0.01, lora={"rank": 2, "layers": ["net.*"]})
+    lora = {"rank": 2, "layers": ["net.*"]}
+    method = SCott(student, teacher, guidance=(0.0, 2.0), lr=0.01, lora=lora, sampling_guidance=0.75)
     plain = SCott(SCott.student_of(teacher), teacher, guidance=(0.0, 2.0), lr=0.01)
     shared = method.prepare(batch, 0)
     losses = [m.loss(batch, m.prepare(batch, 0), 0)["consistency"] for m in (method, plain)]
@@ -515,6 +516,7 @@ def test_adapters_of_the_student() -> None:
     result = trained.result()
     assert is_adapted(trained.method.student.net)
     assert not is_adapted(result.denoiser)
+    assert float(result.denoiser.guidance) == 0.75
     assert result.denoiser.net.state_dict().keys() == before.keys() | {"net.embedding.weight.weight"}
     x, n = shared.z_n, shared.n
     mine, theirs = (m.jump(x, n, 0.0, shared.cond) for m in (trained.method.student.eval(), result.denoiser))
