@@ -294,7 +294,20 @@ SYSTEMS = (
         ),
     ),
     System("31", "SlimFlow", "slimflow", "2407.12718", 10, "scoreline.fewstep.slimflow", ("scoreline.fewstep.flows",)),
-    System("32", "DMD2", "dmd2", "2405.14867", 10, "scoreline.fewstep.dmd2"),
+    System(
+        "32",
+        "DMD2",
+        "dmd2",
+        "2405.14867",
+        10,
+        "scoreline.fewstep.dmd2",
+        (
+            "scoreline.fewstep.matching",
+            "scoreline.fewstep.mean_map",
+            "scoreline.fewstep.adversarial",
+            "scoreline.nn.discriminator",
+        ),
+    ),
     System("33", "AbeT", "abet", "2401.12129", 9, "scoreline.detect.abet"),
     System(
         "34",
