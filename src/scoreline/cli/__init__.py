@@ -21,6 +21,7 @@ VERBS = {
     "imbalance": "metrics of two classes under imbalance and label noise, with intervals",
     "train": "train a model from a preset or a config file; resumes when run again",
     "distill": "train a student that makes an image in one to four evaluations; resumes when run again",
+    "forget": "make a model forget classes, without data, and measure what it kept; resumes when run again",
     "translate": "a folder of pictures through a model that makes images from images, and its scores",
     "pairs": "pairs of noise and image of a model, for students that learn from them",
     "calibrate": "estimate once what dpm-solver-v3 or denoising-mcmc wants to know of a model",
@@ -32,7 +33,7 @@ VERBS = {
     "claims": "re-measure what a paper promises",
 }
 
-_RESUMED = {"attribute", "calibrate", "claims", "compare", "distill", "edit", "likelihood", "pairs", "sample"}
+_RESUMED = {"attribute", "calibrate", "claims", "compare", "distill", "edit", "forget", "likelihood", "pairs", "sample"}
 _RESUMED |= {"score", "search", "train"}
 
 _HELP = """scoreline makes image generators fast and proves that they are still good.
