@@ -181,7 +181,8 @@ def distill(
         )
     picture = folder / "steps.png"
     if isinstance(result, Sampled) and _is_picture(model):
-        write_png(picture, steps_picture(model, card["sampling"], _teacher(stage, made), data=data))
+        taught = card.get("classes")
+        write_png(picture, steps_picture(model, card["sampling"], _teacher(stage, made), data=data, classes=taught))
     shown = str(picture) if picture.is_file() else None
     return {"model": str(folder / "model.safetensors"), "folder": str(folder), "picture": shown, "stages": results}
 
@@ -212,6 +213,7 @@ def steps_picture(
     *,
     data: Any = None,
     count: int = SHOWN,
+    classes: list[int] | None = None,
 ) -> Image.Image:
     """Images at fixed noise and labels, a row for each of 1, 2, 4, 8 steps that the student was made for, and the
     teacher's converged ODE below. Of students that are told an image, with that image and the true one.
@@ -222,9 +224,10 @@ def steps_picture(
         teacher: or None.
         data: paired images, of which a student that is told an image sees the first; others need none.
         count: images a row.
+        classes: what is asked for in turn; None asks for all.
     """
     count = min(count, len(data)) if isinstance(data, Paired) else count
-    cond = labels_for(range(count), student.num_classes)
+    cond = labels_for(range(count), student.num_classes, classes)
     if text_network(student) is not None and "caption" in getattr(data, "extras", {}):
         cond = (cond or Cond()).replace(tokens=tokens_of(student, data.batch(range(count))))
     rows, names = [], []
@@ -244,7 +247,7 @@ def steps_picture(
         rows.append(Sampled(teacher.cpu(), solver).generate(range(count), Noise(0), cond))
         names.append("teacher, 50 steps")
     elif teacher is not None and not (isinstance(teacher, FlowMap) and not teacher.scored):
-        rows.append(converged(teacher.cpu(), 0, count, None, count))
+        rows.append(converged(teacher.cpu(), 0, count, classes, count))
         names.append("teacher")
     if pairs is not None:
         rows += [source_of(pairs).mean(1, keepdim=True).expand(-1, student.shape[0], -1, -1), pairs.image]
