@@ -97,7 +97,7 @@ class Scale:
 
 
 SIZES = {
-    "laptop": Scale(turns=3000, fitted=600, critic_fitted=3000, count=2000, width=48, critic_width=256),
+    "laptop": Scale(turns=1200, fitted=300, critic_fitted=1500, count=2000, width=48, critic_width=256),
     "smoke": Scale(turns=3, fitted=2, critic_fitted=2, count=80, width=8, critic_width=16),
 }
 
@@ -121,7 +121,7 @@ class MSDClaim(Claim):
     seconds: Mapping[str, float] = {"laptop": 200.0, "smoke": 2.0}
     shrunk = (
         "8x8 digits 0 to 7 and their exact kernel density in place of ImageNet-64 and a trained U-Net",
-        "students of width 48 and 3 layers; 3000 turns in place of 4000 (20,000 in the paper); no adversarial stage",
+        "students of width 48 and 3 layers; 1200 turns in place of 4000 (20,000 in the paper); no adversarial stage",
         "the critic starts as a fit to the exact teacher, which has no network to copy; that fit is in no arm's cost",
     )
 
