@@ -104,6 +104,8 @@ class DMD(Matching):
         size: pixels at which LPIPS sees the images; None takes 224 below 256 pixels, as the code does.
     """
 
+    other_terms = True
+
     def __init__(
         self,
         student: MeanMap,
@@ -128,6 +130,8 @@ class DMD(Matching):
     ) -> None:
         if not regression >= 0:
             raise InputError("regression", regression, "is a weight, 0 or more")
+        if regression == matching_weight == 0:
+            raise InputError("weights", (regression, matching_weight), "the student needs matching or regression")
         super().__init__(
             student, teacher, critic, ratio=ratio, critic_rests=critic_rests, start=start, levels=levels,
             guidance=guidance, classes=classes, matching_weight=matching_weight, lr=lr, critic_lr=critic_lr,

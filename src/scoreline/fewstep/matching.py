@@ -185,6 +185,8 @@ class Matching(Method):
     made_for: tuple[int, ...] | None = (1,)
     through = False
     """Whether gradients of the term go through teacher and critic to x_t."""
+    other_terms = False
+    """Whether the student has something to learn where neither matching nor an adversary has a weight."""
 
     def __init__(
         self,
@@ -218,7 +220,8 @@ class Matching(Method):
             raise InputError("ratio", ratio, "counts turns, 1 or more, and 2 or more where the critic rests")
         if heads_on not in HEADS_ON:
             raise unknown_name("heads_on", heads_on, HEADS_ON)
-        if min(matching_weight, gan_weight, critic_gan_weight) < 0 or matching_weight == gan_weight == 0:
+        idle = matching_weight == gan_weight == 0 and not self.other_terms
+        if idle or min(matching_weight, gan_weight, critic_gan_weight) < 0:
             given = (matching_weight, gan_weight, critic_gan_weight)
             raise InputError("weights", given, "must not be negative, and the student needs matching or an adversary")
         if not isinstance(student, MeanMap):
