@@ -319,7 +319,15 @@ SYSTEMS = (
         ("scoreline.fewstep.trajectory", "scoreline.fewstep.maps", "scoreline.samplers.jumps"),
     ),
     System("35", "EPS-AD", "eps-ad", "2305.16035", 10, "scoreline.detect.eps_ad"),
-    System("36", "SFD", "sfd", "2409.11219", 9, "scoreline.fewstep.sfd"),
+    System(
+        "36",
+        "SFD",
+        "sfd",
+        "2409.11219",
+        9,
+        "scoreline.fewstep.sfd",
+        ("scoreline.fewstep.matching", "scoreline.fewstep.mean_map", "scoreline.fewstep.sid"),
+    ),
     System("37", "Stage of decay", "stage-of-decay", "2408.10414", 9, "scoreline.classify.stage_of_decay"),
     System("38", "Hessian alignment", "hessian-alignment", "2308.11778", 10, "scoreline.classify.hessian_alignment"),
     System(
