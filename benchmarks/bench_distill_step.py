@@ -10,6 +10,7 @@ the networks. A 32 px class-conditional U-Net of 6-7M parameters, batch 32; aim:
 from __future__ import annotations
 
 import inspect
+import math
 import sys
 import time
 from collections.abc import Sequence
@@ -36,7 +37,7 @@ from scoreline.train.loop import Loop
 AIM = 1.10
 STEPS = 1000
 # A turn's share of everything else does not depend on how many evaluations it makes by default.
-CHEAP: dict[str, dict[str, Any]] = {"ctm": {"teacher_steps": 2, "points": 8}}
+CHEAP: dict[str, dict[str, Any]] = {"ctm": {"teacher_steps": 2, "points": 8}, "dmd2": {"ratio": 2}}
 # Feature networks of distances are not under test.
 PLAIN = {"distance": "squared", "premetric": "huber"}
 
@@ -121,18 +122,27 @@ def measure(name: str, chosen: Any) -> dict[str, Any]:
     method = method_of(name, teacher)
     loop = loop_of(name, method, tuple(teacher.shape), batch)
     nets = networks(method)
+    # Updates that are not made on every turn come round once in so many.
+    cycle = math.lcm(*(update.every for update in method.updates), *(update.unless or 1 for update in method.updates))
     with evaluations(nets, calls=True) as counted:
-        loop.turn(1)
-    turn = iter(range(2, 10**9))
+        for step in range(cycle):
+            loop.turn(cycle + step)
+    turn = iter(range(2 * cycle, 10**9))
+
+    def turns() -> None:
+        for _ in range(cycle):
+            loop.turn(next(turn))
+
     race = common.race(
-        {"alone": lambda: replay(counted.calls, nets), "turn": lambda: loop.turn(next(turn))},
+        {"alone": lambda: replay(counted.calls, nets), "turn": turns},
         chosen.rounds, warmup=1, clock=time.process_time if chosen.cpu_time else time.perf_counter,
     )  # fmt: skip
     ratio = race.ratio("turn", "alone")
     made = [f"{call.name} {'forward, backward' if call.back else 'forward'}" for call in counted.calls]
     return {
-        "method": name, "turn": race.median("turn"), "alone": race.median("alone"), "ratio": ratio, "calls": made,
-        "forward": counted.forward / batch, "backward": counted.backward / batch,
+        "method": name, "turn": race.median("turn") / cycle, "alone": race.median("alone") / cycle, "ratio": ratio,
+        "calls": made, "turns": cycle, "forward": counted.forward / batch / cycle,
+        "backward": counted.backward / batch / cycle,
         "parameters": sum(p.numel() for p in teacher.parameters()), "batch": batch, "aim": AIM, "met": ratio <= AIM,
     }  # fmt: skip
 
