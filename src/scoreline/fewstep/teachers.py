@@ -168,7 +168,7 @@ def rebuilt(net: nn.Module, changes: Mapping[str, Any]) -> tuple[nn.Module, list
     for name in (old.keys() & fresh.keys()) - kept.keys():
         before, now = old[name], fresh[name].clone()
         if "out_channels" in changes and before.shape[1:] == now.shape[1:] and len(before) > len(now):
-            had = net._arguments["out_channels"] or net.in_shape[0]  # type: ignore[index, operator, union-attr]
+            had = net._arguments["out_channels"] or net.in_shape[0]  # type: ignore[index]
             rows = before.view(-1, had, *before.shape[1:])[:, : changes["out_channels"]]  # of each pixel of a patch
             kept[name] = rows.reshape(now.shape)
         elif before.dim() == now.dim() == 2 and len(before) == len(now) and before.shape[1] < now.shape[1]:
