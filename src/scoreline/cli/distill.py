@@ -73,11 +73,16 @@ def run(
     changes = {key: value for key, value in changes.items() if value is not None}
     from_file = method.endswith((".yaml", ".yml"))
     recipe = read_recipe(method, preset=None if from_file else preset, teacher=teacher, changes=changes)
-    return distill(
+    result = distill(
         recipe, out, pairs=pairs, pair_count=pair_count, processes=processes, share=share, device=device,
         precision=dtype, accumulate=accumulate, checkpoint_every=checkpoint_every, sample_every=sample_every,
         skip_nonfinite=skip_nonfinite, dry_run=dry_run, command=command, quiet=quiet,
     )  # fmt: skip
+    if result.get("guidance_weight") and result["picture"]:
+        from scoreline.report.guidance_report import write_guidance_report
+
+        result["page"] = str(write_guidance_report(result["model"], result["folder"], recipe.teacher))
+    return result
 
 
 # The help lists the methods that there are.
@@ -99,3 +104,5 @@ def show(result: dict[str, Any]) -> None:
         print(f"students {left} are not there yet; train each with --share, or leave it out; then all are joined")
         return
     print(f"student: {result['model']}" + (f", pictures: {result['picture']}" if result["picture"] else ""))
+    if "page" in result:
+        print(f"the same noise at several guidance weights: {result['page']}")

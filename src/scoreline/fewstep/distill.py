@@ -39,6 +39,7 @@ from scoreline.diffusion.denoising import source_of
 from scoreline.evaluate.compare import converged
 from scoreline.evaluate.pairs import plan_pairs, write_pairs
 from scoreline.evaluate.specs import check_fit, labels_for, make_sampler
+from scoreline.evaluate.strengths import strengths_of
 from scoreline.fewstep.monitor import Quality, draw
 from scoreline.fewstep.msd import of_classes
 from scoreline.fewstep.recipe import TEACHER, Recipe, Stage, check_students, make_method, make_student
@@ -90,8 +91,9 @@ def distill(
         quiet: no progress.
 
     Returns:
-        {"resolved": ...} for a dry run, else {"model", "folder", "picture", "stages"}; of a partition also "missing",
-        the students that are not there yet.
+        {"resolved": ...} for a dry run, else {"model", "folder", "picture", "stages"}, and "guidance_weight" with the
+        strengths of a student that is told one, else None; of a partition also "missing", the students that are not
+        there yet.
 
     Raises:
         InputError: something is misspelt or does not fit.
@@ -166,6 +168,9 @@ def distill(
             card["stages"] = list(costs)
         model = result.denoiser if isinstance(result, Sampled) else result
         model = model.cpu()
+        strengths = strengths_of(model)
+        if strengths is not None:
+            card["guidance_weight"] = strengths
         save_artefact(target, model, card=card)
         if several and number == len(recipe.stages) - 1:
             save_artefact(folder / "model.safetensors", model, card=card)
@@ -184,7 +189,10 @@ def distill(
         taught = card.get("classes")
         write_png(picture, steps_picture(model, card["sampling"], _teacher(stage, made), data=data, classes=taught))
     shown = str(picture) if picture.is_file() else None
-    return {"model": str(folder / "model.safetensors"), "folder": str(folder), "picture": shown, "stages": results}
+    return {
+        "model": str(folder / "model.safetensors"), "folder": str(folder), "picture": shown, "stages": results,
+        "guidance_weight": strengths,
+    }  # fmt: skip
 
 
 def networks(method: Method) -> dict[str, nn.Module]:

@@ -256,6 +256,8 @@ def _copy_told(teacher: Denoiser | None) -> Preconditioned:
     changes: dict[str, Any] = {"out_channels": inner.shape[0]} if inner.learned_variance and not two else {}
     if "weight" not in getattr(inner.net, "accepts", ()):
         changes["weight_input"] = True
+    if getattr(inner.net, "_arguments", {}).get("dropout"):
+        changes["dropout"] = 0.0  # a student imitates; nothing is to be kept from being learned by heart
     net = rebuilt(inner.net, changes)[0] if changes else copy.deepcopy(inner.net)
     if two:
         return TwoHeads(net, inner.schedule, time_input=inner.time_input)
