@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -54,7 +54,7 @@ def small(classes: int | None = None, seed: int = 0) -> Preconditioned:
     net = UNet(
         in_shape=(1, 4, 4), base_channels=8, channel_mult=(1, 2), num_blocks=1, attention=(), num_classes=classes
     )
-    nn.init.normal_(net.output.weight, std=0.1)  # type: ignore[union-attr, arg-type]
+    nn.init.normal_(net.output.weight, std=0.1)
     return Preconditioned(net, EDM(), sigma_data=0.75)
 
 
@@ -149,13 +149,13 @@ def test_gaussians_of_equal_variance() -> None:
     a, b, s = 0.7, -0.4, 0.9
     x = b + s * torch.linspace(-8, 8, 4001, dtype=torch.float64)
     p, q = (Gaussian(EDM(), torch.tensor([m], dtype=torch.float64), s**2 - 0.25) for m in (a, b))
-    scores = [model.score(x[:, None], 0.5)[:, 0] for model in (p, q)]
-    torch.testing.assert_close(scores[0] - scores[1], torch.full_like(x, (a - b) / s**2))
+    real, fake = (model.score(x[:, None], 0.5)[:, 0] for model in (p, q))
+    torch.testing.assert_close(real - fake, torch.full_like(x, (a - b) / s**2))
     r = (((a - b) * x - (a**2 - b**2) / 2) / s**2).exp()
     log = [torch.distributions.Normal(torch.tensor(m, dtype=torch.float64), s).log_prob(x) for m in (a, b)]
     torch.testing.assert_close(r, (log[0] - log[1]).exp())
     for divergence in ("kl", "rkl"):
-        mean = torch.trapezoid(log[1].exp() * divergence_direction(r, *scores, divergence), x)
+        mean = torch.trapezoid(log[1].exp() * divergence_direction(r, real, fake, divergence), x)
         assert float(mean) == pytest.approx(-(a - b) / s**2, rel=1e-6)
 
 
@@ -186,6 +186,7 @@ def test_bins() -> None:
     t = torch.tensor([0.0, 0.1999, 0.2, 0.95, 1.0])
     index = bin_index(t, 0, 1, 5)
     assert index.tolist() == [0, 0, 1, 4, 4]
+    assert bin_index(torch.tensor([1.9, 2.0, 2.55, 3.1]), 2, 3, 5).tolist() == [0, 0, 2, 4]
     r = torch.tensor([2.0, 4.0, 8.0, 1.0, 3.0])
     means = updated_bins(torch.full((5,), 2.0), r, index, 0.25)
     assert means.tolist() == [0.5 + 0.75 * 3, 0.5 + 0.75 * 8, 2, 2, 0.5 + 0.75 * 2]
@@ -244,7 +245,7 @@ def test_the_gradient_between_gaussians_with_an_exact_discriminator(divergence: 
     student = mean_map(None, Preconditioned(MLP(in_shape=(2,), width=8, depth=1), EDM()))
 
     def log_ratio(x: Tensor, t: Tensor) -> Tensor:
-        total = 0
+        total = torch.zeros(len(x), 1)
         for sign, m, v in ((1, 0.6, 0.25), (-1, -0.3, 0.64)):
             w = (v + t.float() ** 2)[:, None]
             total = total + sign * (-((x - m) ** 2) / (2 * w) - w.log() / 2).sum(1, keepdim=True)
@@ -308,7 +309,8 @@ def test_one_evaluation_gives_denoised_images_and_logits(heads_on: str, guidance
         mean_map(teacher), teacher, small(classes=3, seed=1), heads_on=heads_on, guidance=guidance, taps=["middle"]
     )
     asked: list[str] = []
-    for name, net in (("teacher", teacher.net), ("critic", method.critic.net)):
+    nets: list[tuple[str, Any]] = [("teacher", teacher.net), ("critic", method.critic.net)]
+    for name, net in nets:
         net.input.register_forward_pre_hook(lambda *_, name=name: asked.append(name))
     x = data.image.requires_grad_(True)
     cond = Cond(labels=data.label)
@@ -397,11 +399,8 @@ def test_a_short_training_on_a_flow_changes_student_critic_and_heads() -> None:
     teacher = Preconditioned(net, Flow(), kind="flow")
     method = FDistill(mean_map(teacher), teacher, ratio=2, uniform=(0.001, 0.999))
     assert isinstance(method.discriminator, TapDiscriminator)
-    watched = [
-        method.student.net.output.weight,
-        method.critic.net.output.weight,
-        *method.discriminator.heads.parameters(),
-    ]
+    student, critic = cast(Any, method.student.net), cast(Any, method.critic.net)
+    watched = [student.output.weight, critic.output.weight, *method.discriminator.heads.parameters()]
     before, own = [p.clone() for p in watched], [p.clone() for p in net.parameters()]
     trained = fit(method, batch(8).image, steps=3, batch_size=4)
     assert trained.counts == {"student": 2, "critic": 1}

@@ -40,7 +40,7 @@ from scoreline.data import load_images
 from scoreline.diffusion.closed_form import Empirical
 from scoreline.diffusion.preconditioned import Preconditioned
 from scoreline.diffusion.schedules import EDM
-from scoreline.fewstep.f_distill import FDistill, divergence_direction
+from scoreline.fewstep.f_distill import FDistill, divergence_direction, f_of
 from scoreline.fewstep.matching import Turn
 from scoreline.fewstep.mean_map import MeanMap, mean_map
 from scoreline.metrics import frechet_distance
@@ -50,7 +50,8 @@ from scoreline.samplers.generator import Sampled
 from scoreline.samplers.heun import Heun
 from scoreline.train import fit
 
-__all__ = ["ARMS", "CLAIM", "DIGITS", "LINE", "FDistillClaim", "KernelRatio", "class_entropy", "minimised"]
+__all__ = ["ARMS", "CLAIM", "DIGITS", "LINE", "FDistillClaim", "KernelRatio", "class_entropy"]
+__all__ += ["line_divergence", "minimised"]
 
 LINE = tuple(f"line: {name}" for name in ("rkl", "sf", "js", "sh", "jf", "kl"))
 DIGITS = ("digits: rkl", "digits: js", "digits: kl", "digits: js, exact ratio")
@@ -88,7 +89,7 @@ class Scale:
 
 
 SIZES = {
-    "laptop": Scale(3000, first=3000, pairs=10_000, warm=1000, turns=4000, count=2000, bank=1024, width=128, depth=3),
+    "laptop": Scale(2000, first=3000, pairs=4000, warm=1000, turns=4000, count=2000, bank=1024, width=128, depth=3),
     "smoke": Scale(20, first=4, pairs=40, warm=2, turns=6, count=60, bank=16, width=16, depth=1),
 }
 
@@ -118,6 +119,17 @@ def minimised(divergence: str, seed: int, steps: int) -> tuple[float, float]:
         (x * direction).mean().backward()
         descent.step()
     return float(m.detach()), float(log_s.detach().exp())
+
+
+def line_divergence(divergence: str, m: float, s: float) -> float:
+    """D_f of the teacher on the line to N(m, s^2), by quadrature."""
+    x = torch.linspace(-12, 12, 6001, dtype=torch.float64)
+    weights, means = (torch.tensor(value, dtype=torch.float64) for value in (WEIGHTS, MEANS))
+    each = weights.log() - (x[:, None] - means).square() / (2 * STD**2) - math.log(STD)
+    log_q = -(x - m).square() / (2 * s**2) - math.log(s)
+    # Where a density is nothing, so is its share of the whole.
+    r = (each.logsumexp(1) - log_q).clamp(-300, 300).exp()
+    return float(torch.trapezoid(log_q.exp() * f_of(r, divergence), x)) / math.sqrt(2 * math.pi)
 
 
 def class_entropy(images: Tensor, labels: Tensor, made: Tensor) -> tuple[float, float]:
@@ -199,7 +211,9 @@ class FDistillClaim(Claim):
         if arm in LINE:
             m, s = minimised(name, seed, sizes.line)
             right = 0.5 * math.erfc(-m / s / math.sqrt(2))
-            return {BUDGET: POINTS * sizes.line, "mean": m, "std": s, "right": right}
+            whole, mode = line_divergence(name, m, s), line_divergence(name, MEANS[0], STD)
+            cost = POINTS * sizes.line
+            return {BUDGET: cost, "mean": m, "std": s, "right": right, "divergence": whole, "at the mode": mode}
         images = memo("images", lambda: load_images("digits").batch(range(1797)))
         teacher = memo("teacher", lambda: Empirical(EDM(), images.image, smoothing=SMOOTHING))
         begun = memo("start", lambda: self.start(teacher, images, seed, sizes))
@@ -208,6 +222,7 @@ class FDistillClaim(Claim):
             method, images.image, steps=sizes.turns, batch_size=BATCH, seed=derive(seed, "arms"), ema=0.99
         ).result()
         x = made.generate(range(sizes.count), Noise(derive(seed, "samples"))).flatten(1)
+        assert images.label is not None
         entropy, share = class_entropy(images.image.flatten(1), images.label, x)
         distance = frechet_distance(images.image.flatten(1).double(), x.double())
         # Student's turn: student 3, teacher 1, critic 1, discriminator 3; others: student 1, critic 3, discriminator 6.
@@ -304,7 +319,13 @@ class FDistillClaim(Claim):
                 for arm in DIGITS
             )
 
+        ends = ", ".join(
+            f"{arm.partition(': ')[2]} {mean([v for v in numbers[arm]['divergence'] if v is not None]):.3f} "
+            f"({mean([v for v in numbers[arm]['at the mode'] if v is not None]):.3f})"
+            for arm in LINE
+        )
         return [
+            f"The divergence that each reaches on the line (its value for the left mode alone): {ends}.",
             f"Mean entropy of classes (ten equal ones 2.30, five 1.61): {told('entropy', 2)}.",
             f"Share of the digits 5 to 9, which the student did not know: {told('new', 2)}.",
             f"Mean Frechet distance of pixels: {told('fd', 2)}.",
