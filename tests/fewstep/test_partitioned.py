@@ -21,10 +21,13 @@ from scoreline.evaluate.specs import labels_for
 from scoreline.fewstep.distill import distill
 from scoreline.fewstep.msd import ClassRouter, Routed, consecutive_shares
 from scoreline.fewstep.partitioned import account, join_students, share_recipe, shares_of
-from scoreline.fewstep.recipe import Recipe, read_recipe, staged_recipes
+from scoreline.fewstep.recipe import Recipe, make_method, make_student, read_recipe, staged_recipes
 from scoreline.nn.mlp import MLP
+from scoreline.nn.unet import UNet
+from scoreline.nn.unet_presets import unet_preset
 from scoreline.samplers.generator import Sampled
 from scoreline.samplers.jumps import Jumps
+from scoreline.train import fit
 
 BASE: dict[str, Any] = {
     "data": {"source": "digits", "split": "train"},
@@ -238,6 +241,35 @@ def test_accounts_add_up() -> None:
     assert told["training_evaluations"] == 60
     assert told["pair_evaluations"] == 7  # made once, for all
     assert told["stages"][1] == {"stage": "b", "training_seconds": 5.0, "training_evaluations": 40}
+
+
+@pytest.mark.parametrize("preset", ["imagenet64", "imagenet64-small"])
+def test_full_presets_are_built_and_take_a_step(preset: str) -> None:
+    """On thinner networks of the same form; the published ones take minutes here."""
+    recipe = read_recipe("msd", preset=preset, teacher="digits")
+    assert recipe.requires == "cuda"
+    shares = shares_of(recipe.partition or {}, 1000)
+    assert [len(share) for share in shares] == [250] * 4
+    torch.manual_seed(0)
+    thin: dict[str, Any] = {"base_channels": 16, "num_blocks": 1, "attention": (8,)}
+    model = Preconditioned(UNet(**unet_preset("adm-imagenet64", num_classes=1000, **thin)), EDM())
+    torch.nn.init.normal_(model.net.output.weight, std=0.1)  # else teacher and student both answer nothing
+    stages = share_recipe(recipe, shares, 3).stages
+    smaller = stages[0]["method"] == "teacher-matching"
+    stage = stages[0] if smaller else stages[-1]
+    if smaller:
+        stage["student"]["net"]["args"] |= thin
+    stage.given["student"] = stage["student"] if smaller else {"init": "teacher"}  # in place of the stage before
+    method: Any = make_method(stage, make_student(stage, model, {}), model)
+    before = [p.clone() for p in method.parameters()]
+    data = (torch.rand(2, 3, 64, 64) * 2 - 1, torch.tensor([750, 999]))
+    fit(method, data, steps=1, batch_size=2)
+    assert any(not torch.equal(p, q) for p, q in zip(before, method.parameters()))
+    assert [one["settings"].get("gan_weight", 0) for one in stages] == [0] * (len(stages) - 1) + [3e-3]
+    if not smaller:
+        assert method.classes == list(range(750, 1000))
+        assert (method.gan_weight, method.critic_gan_weight, method.updates[0].every) == (3e-3, 1e-2, 5)
+        assert [update.lr for update in method.updates] == [5e-7, 5e-7]
 
 
 @pytest.mark.slow
