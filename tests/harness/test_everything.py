@@ -77,6 +77,12 @@ def _matching(name: str, **settings: Any) -> Any:
     return cls(cls.student_of(teacher), teacher, **settings)
 
 
+def _forgetting() -> Any:
+    net = lookup("network", "mlp")(in_shape=IMAGE, width=32, num_classes=3)
+    teacher, cls = lookup("denoiser", "preconditioned")(net, lookup("schedule", "edm")()), lookup("method", "sfd")
+    return cls(cls.student_of(teacher), teacher, forget=[0], override=1)
+
+
 def _text_conditioned() -> nn.Module:
     net = _unet_reading(8)
     return lookup("text", "conditioned")(net, lookup("text", "bytes")(width=8, depth=1, length=6))
@@ -184,6 +190,7 @@ SMALL: dict[tuple[str, str], Callable[[], Any]] = {
     ("method", "dmd"): lambda: _matching("dmd", regression=0.0),
     ("method", "sim"): lambda: _matching("sim"),
     ("method", "sid"): lambda: _matching("sid"),
+    ("method", "sfd"): lambda: _forgetting(),
     ("method", "scott"): lambda: lookup("method", "scott")(
         _guided_consistency(), _eps(lookup("network", "mlp")(in_shape=IMAGE, width=32)), guidance=None
     ),
