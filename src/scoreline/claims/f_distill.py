@@ -59,7 +59,7 @@ ARMS = (*LINE, *DIGITS)
 WEIGHTS, MEANS, STD = (0.7, 0.3), (-2.0, 2.0), 0.5
 POINTS, LINE_LR = 1024, 0.02
 SMOOTHING, SIGMA_DATA, KEPT = 0.15, 0.75, 5
-BATCH, LR, RATIO = 128, 3e-4, 5
+BATCH, LR, RATIO = 128, 1e-3, 5
 
 
 @dataclass(frozen=True)
