@@ -104,7 +104,8 @@ def draw(method: Any, step: int, path: Path) -> None:
     result = method.result()
     if not _makes_images(method, result) or result.shape[0] not in (1, 3):
         return
-    write_png(path, picture_grid(_generated(result, 4 * COLUMNS, None), columns=COLUMNS))
+    images = _generated(result, 4 * COLUMNS, getattr(method, "classes", None))
+    write_png(path, picture_grid(images, columns=COLUMNS))
     if hasattr(method, "pictures"):
         rows: dict[str, Tensor] = method.pictures(COLUMNS)
         grid = picture_grid(torch.cat([x.float() for x in rows.values()]), columns=COLUMNS, row_labels=list(rows))
