@@ -195,6 +195,7 @@ class GuidedDistillationClaim(Claim):
 @functools.lru_cache(maxsize=2)
 def _data(images: int) -> tuple[Tensor, Tensor]:
     batch = load_images("digits", split="train").batch(torch.arange(images))
+    assert batch.label is not None
     return batch.image, batch.label
 
 

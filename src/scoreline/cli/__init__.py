@@ -23,6 +23,7 @@ VERBS = {
     "distill": "train a student that makes an image in one to four evaluations; resumes when run again",
     "forget": "make a model forget classes, without data, and measure what it kept; resumes when run again",
     "translate": "a folder of pictures through a model that makes images from images, and its scores",
+    "restyle": "labelled pictures to their noise and back as another class",
     "pairs": "pairs of noise and image of a model, for students that learn from them",
     "calibrate": "estimate once what dpm-solver-v3 or denoising-mcmc wants to know of a model",
     "data": "summary and picture grid of a data set",

@@ -58,7 +58,8 @@ def write_guidance_report(
         raise InputError("model", str(model), "is no student that takes a guidance weight as an input")
     if stops < 2:
         raise InputError("stops", stops, "a slider has 2 or more")
-    weights = np.linspace(*told["interval"], stops)
+    low, high = told["interval"]
+    weights = np.linspace(low, high, stops)
     steps = (own[1] or [4])[0]
     shown = [{"name": f"student, {steps} evaluation{'s' * (steps > 1)}",
               "pictures": _pictures(student, make_sampler(own[0], steps=steps), weights, count)}]  # fmt: skip
