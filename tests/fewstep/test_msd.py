@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from scoreline.diffusion.closed_form import Mixture
 from scoreline.diffusion.preconditioned import Preconditioned
 from scoreline.diffusion.schedules import EDM, VP
 from scoreline.evaluate.specs import labels_for
+from scoreline.fewstep.diff_instruct import DMD
 from scoreline.fewstep.dmd2 import DMD2
 from scoreline.fewstep.matching import matching_direction
 from scoreline.fewstep.mean_map import MeanMap, mean_map
@@ -296,8 +298,8 @@ def test_the_gradient_by_scores_is_the_direction_times_alpha() -> None:
 
 
 @pytest.mark.check(system=30, number=6)
-def test_a_filter_of_the_pairs_changes_their_data_and_no_label_that_is_drawn() -> None:
-    method = DMD2(mean_map(teacher()), teacher(), classes=[1, 3], gan_weight=0.0)
+def test_a_filter_of_the_pairs_changes_the_regression_and_no_label_that_is_drawn() -> None:
+    method = DMD(mean_map(teacher()), teacher(), Preconditioned(network(5), EDM()), classes=[1, 3], distance="squared")
     noise, label = torch.randn(12, 3), torch.arange(12) % 4
     pairs = Pairs(noise, 0.5 * noise, label, num_classes=4)
     kept = of_classes(pairs, [1, 3])
@@ -305,15 +307,18 @@ def test_a_filter_of_the_pairs_changes_their_data_and_no_label_that_is_drawn() -
     assert torch.equal(kept.noise, noise[kept.index])
     assert torch.equal(kept.image, 0.5 * kept.noise)
     assert set(kept.label.tolist()) == {1, 3}
-    turns = []
+    turns, losses = [], []
     for source in (pairs, kept):
-        found = source.batch(np.arange(6))
-        turns.append(method.prepare(batch(found.label, found.image), 0))
+        found = replace(source.batch(np.arange(6)), draws=Noise(3).at(range(6), (3,)))
+        turns.append(method.prepare(found, 0))
+        losses.append(method.student_loss(found, turns[-1], 0))
     a, b = turns
     assert set(a.labels.tolist()) <= {1, 3}
     assert torch.equal(a.labels, b.labels)
     assert torch.equal(a.x, b.x)
-    assert a.level == b.level
+    for name in ("matching", "gap"):
+        assert losses[0][name].item() == losses[1][name].item() > 0
+    assert losses[0]["regression"] != losses[1]["regression"]
     many = method.labels(batch(torch.zeros(4000).long()))
     assert torch.bincount(many).tolist() == pytest.approx([0, 2000, 0, 2000], abs=150)
 
