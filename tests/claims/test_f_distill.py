@@ -125,7 +125,8 @@ def test_the_ratio_of_kernel_densities() -> None:
 def test_arms_start_alike_and_differ_in_the_weight() -> None:
     sizes, memo = SIZES["smoke"], Memo()
     CLAIM.run(DIGITS[0], 0, "smoke", memo)
-    teacher, begun = memo("teacher", dict), memo("start", dict)
+    teacher: Any = memo("teacher", dict)
+    begun: Any = memo("start", dict)
     methods = [CLAIM.method(arm.partition(": ")[2], teacher, copy.deepcopy(begun), sizes) for arm in DIGITS]
     assert [m.divergence for m in methods] == ["rkl", "js", "kl", "js"]
     assert [isinstance(m.discriminator, KernelRatio) for m in methods] == [False, False, False, True]
