@@ -305,11 +305,16 @@ def apply_changes(recipe: dict[str, Any], changes: Mapping[str, Any]) -> None:
                 settings["lr"] = value
         else:
             recipe[key] = value
-    rules, steps = (recipe.get("settings") or {}).get("lr"), recipe["steps"]
-    if "steps" in changes and isinstance(rules, dict):
-        for rule, arguments in rules.items():
-            if rule in ("linear", "cosine") and isinstance(arguments, dict) and arguments.get("warmup", 0) >= steps:
-                arguments["warmup"] = steps // 10
+    if "steps" in changes:  # a shorter training also warms up for a shorter time
+        for key, rules in (recipe.get("settings") or {}).items():
+            if isinstance(rules, dict) and (key == "lr" or key.endswith("_lr")):
+                _shorten_warmup(rules, recipe["steps"])
+
+
+def _shorten_warmup(rules: dict[str, Any], steps: int) -> None:
+    for rule, arguments in rules.items():
+        if rule in ("linear", "cosine") and isinstance(arguments, dict) and arguments.get("warmup", 0) >= steps:
+            arguments["warmup"] = steps // 10
 
 
 def _draw(method: Any, step: int, path: Path) -> None:
