@@ -250,6 +250,6 @@ def test_the_cifar10_preset_is_built_and_takes_a_step(name):
 
 @pytest.mark.parametrize("name", ["sim", "sid"])
 def test_both_rates_of_the_digits_preset_warm_up_for_a_shorter_time_where_steps_are_few(name):
-    assert read_recipe(name).stages[0]["settings"]["critic_lr"]["cosine"]["warmup"] == 20
-    settings = read_recipe(name, changes={"steps": 10}).stages[0]["settings"]
+    assert read_recipe(f"{name}-digits").stages[0]["settings"]["critic_lr"]["cosine"]["warmup"] == 20
+    settings = read_recipe(f"{name}-digits", changes={"steps": 10}).stages[0]["settings"]
     assert [settings[key]["cosine"]["warmup"] for key in ("lr", "critic_lr")] == [1, 1]
