@@ -77,6 +77,11 @@ def test_levels_are_lognormal_and_labels_stay() -> None:
     assert (x_t / t[:, None]).std().item() == pytest.approx(1, abs=0.05)
     assert torch.equal(cond.labels, index % 3)
     assert torch.equal(told.labels, index % 3)
+    # The weight is the student's own: sd = 0.75 here.
+    wide = TeacherMatching(Preconditioned(model(1).net, EDM(), sigma_data=0.75), model())
+    loss = wide.loss(None, (x_t, t, cond, told), 0)
+    assert loss.item() == tsm_loss(wide.student, wide.teacher, x_t, t, cond, told, sigma_data=0.75).item()
+    assert loss.item() != tsm_loss(wide.student, wide.teacher, x_t, t, cond, told).item()
 
 
 def test_a_small_network_learns_an_exact_teacher() -> None:
