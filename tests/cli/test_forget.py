@@ -13,8 +13,13 @@ import pytest
 from PIL import Image
 from safetensors.torch import load_file
 
-from scoreline.core.artefact import read_header
+from scoreline.core.artefact import read_header, save_artefact
 from scoreline.core.load import load
+from scoreline.diffusion.latent import Latent
+from scoreline.diffusion.preconditioned import Preconditioned
+from scoreline.diffusion.schedules import EDM
+from scoreline.nn.autoencoder import KLAutoencoder
+from scoreline.nn.mlp import MLP
 
 KILLED = """
 import os, signal, sys
@@ -122,6 +127,10 @@ def test_what_is_wrong_is_said_before_any_work(scoreline: Any, tiny: str, more: 
     assert not Path("x").exists()
 
 
-def test_models_without_classes_are_refused(scoreline: Any, unconditional: str) -> None:
+def test_models_without_classes_and_of_latents_are_refused(scoreline: Any, unconditional: str) -> None:
     scoreline("forget", unconditional, "--classes", "0", "--out", "x").fails(2, "knows no classes")
+    coder = KLAutoencoder(in_shape=(1, 8, 8), latent_channels=2, base_channels=32, channel_mult=(1, 1))
+    net = MLP(in_shape=coder.latent_shape, width=8, depth=1, num_classes=10)
+    save_artefact("latent.safetensors", Latent(Preconditioned(net, EDM()), coder, scale=1.0))
+    scoreline("forget", "latent.safetensors", "--classes", "0", "--out", "x").fails(2, "makes latents")
     assert not Path("x").exists()

@@ -13,6 +13,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 import scoreline
 from scoreline.core.artefact import save_artefact
 from scoreline.core.device import pick_device
@@ -134,6 +136,9 @@ def forget(
     if not classes:
         raise InputError("classes", None, "name what to forget, as 0 or 0,3; to forget nothing, distil")
     kept = kept_classes(teacher.num_classes, classes, override)
+    made = tuple(teacher.decode(torch.zeros(1, *teacher.shape)).shape[1:])
+    if made != tuple(teacher.shape):
+        raise InputError("model", model_name, "makes latents, whose students do not decode; take a model of pixels")
     found = open_judge(judge, teacher)
     source = data or teacher.header.get("card", {}).get("data")
     protocol = None if source is None else retention_protocol(str(source), features, teacher, classes)
