@@ -47,7 +47,8 @@ def judged(curves: dict[str, Any] | None = None, **diverged: list[float]) -> tup
     ({}, {"huber": [1.0, 1.0, 0.0]}, "in part", [True, True, False, False]),
     ({}, {"huber": [0.0, 0.0, 0.0]}, "holds", [True] * 4),
     ({}, {"squared": [0.0, 0.0, 0.0]}, "in part", [True, True, False, True]),
-], ids=["good", "squared", "tie", "one", "refuted", "lost", "diverges", "stable", "calm"])  # fmt: skip
+    (dict.fromkeys(CURVES, (9.0, 8.0, 7.0)) | {HUBER: (9.0, 8.0, 6.5)}, {}, "in part", [None, None, True, True]),
+], ids=["good", "squared", "tie", "one", "refuted", "lost", "diverges", "stable", "calm", "far"])  # fmt: skip
 def test_each_part_at_its_border(curves: Any, diverged: Any, verdict: str, parts: list[bool]) -> None:
     assert judged(curves, **diverged) == (verdict, parts)
 

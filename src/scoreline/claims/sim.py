@@ -183,7 +183,7 @@ class SIMClaim(Claim):
             parts.append(
                 Part(
                     f"at every distance pseudo-Huber needs no more iterations than the arm {arm!r}",
-                    all(a <= b for a, b in pairs),
+                    None if all(math.isinf(a) and math.isinf(b) for a, b in pairs) else all(a <= b for a, b in pairs),
                     ", ".join(f"{level:g}: {a:g} and {b:g}" for level, (a, b) in zip(LEVELS, pairs)),
                 )
             )
@@ -197,7 +197,7 @@ class SIMClaim(Claim):
                 )
             )
         ours, other = ([math.inf if v is None else v for v in numbers[arm]["mean"]] for arm in (HUBER, NORMALISED))
-        return "refuted" if all(b <= a for a, b in zip(ours, other)) else settle(parts), parts
+        return "refuted" if all(b <= a and b < math.inf for a, b in zip(ours, other)) else settle(parts), parts
 
     def findings(self, numbers: Numbers) -> list[str]:
         def told(arm: str, name: str) -> str:
