@@ -20,6 +20,7 @@ from scoreline.evaluate.specs import parse_labels, sampling_of
 from scoreline.evaluate.strengths import strengths_of
 from scoreline.fewstep.guidance_students import Noising, check_interval, interval_of
 from scoreline.fewstep.guided_distillation import restyle
+from scoreline.fewstep.halving import on_cosine
 
 __all__ = ["restyle_to"]
 
@@ -81,7 +82,8 @@ def restyle_to(
     source = _told("source_weight", there, source_weight)
     target = _told("target_weight", back, target_weight)
     place = pick_device(device)
-    there, back, image, label = there.to(place), back.to(place), shown.image.to(place), shown.label.to(place)
+    there, back = on_cosine(there).to(place), on_cosine(back).to(place)  # the steps are even in its time
+    image, label = shown.image.to(place), shown.label.to(place)
     rows = [shown.image]
     for each in wanted:
         goal = torch.full_like(label, each)
