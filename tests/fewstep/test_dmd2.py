@@ -195,7 +195,8 @@ def test_full_presets_are_built_and_take_a_step(preset: str) -> None:
     assert (student.every, critic.every) == (5, 1)
     rates = [update.lr(10_000) for update in m.updates]
     assert rates == [2e-6, 2e-6]
-    assert [student.lr(0), critic.lr(0)] == pytest.approx([2e-6 / 100, 2e-6 / 500])  # 500 turns for both
+    assert [student.lr(0), critic.lr(0)] == pytest.approx([2e-6 / 500] * 2)
+    assert [student.lr(20), critic.lr(100)] == pytest.approx([2e-6 * 101 / 500] * 2)  # both warm up over 500 turns
     assert (m.gan_weight, m.critic_gan_weight, student.clip) == (3e-3, 1e-2, 10.0)
     size = model.shape[-1]
     data = (torch.rand(2, 3, size, size) * 2 - 1, torch.tensor([0, 1]))

@@ -42,6 +42,7 @@ from scoreline.fewstep.teachers import check_alike, guided_teacher, innermost
 from scoreline.nn.discriminator import TapDiscriminator
 from scoreline.samplers.generator import Sampled
 from scoreline.samplers.jumps import Jumps
+from scoreline.train.lr import Sparse
 
 __all__ = ["HEADS_ON", "Matched", "Matching", "Turn", "critic_of", "index_range", "matching_direction"]
 __all__ += ["matching_surrogate"]
@@ -174,7 +175,7 @@ class Matching(Method):
         heads_on: whose features the discriminator sees: "critic", which its loss then trains too, or "teacher".
         taps: names of the features; None takes the bottleneck.
         discriminator: `d(x, t, cond)` -> logits instead.
-        lr, critic_lr: learning rates, or functions of the update's own counter.
+        lr, critic_lr: learning rates, or functions of the turn (the critic's: of its updates).
         optimizer, settings, clip, clip_value: of both, see :class:`scoreline.core.method.Update`.
 
     Raises:
@@ -186,7 +187,7 @@ class Matching(Method):
     through = False
     """Whether gradients of the term go through teacher and critic to x_t."""
     other_terms = False
-    """Whether the student has something to learn where neither matching nor an adversary has a weight."""
+    """Whether a student learns without matching and without an adversary, too."""
 
     def __init__(
         self,
@@ -259,12 +260,10 @@ class Matching(Method):
         self.discriminator = discriminator if gan_weight else None
         rules: dict[str, Any] = {"optimizer": optimizer, "settings": settings or {}}
         rules |= {"clip": clip, "clip_value": clip_value}
-        moved: tuple[nn.Module, ...] = (self.critic,)
-        if self.discriminator is not None:
-            moved = (self.critic, self.discriminator)
-        rest = ratio if critic_rests else None
+        moved = (self.critic,) if self.discriminator is None else (self.critic, self.discriminator)
+        rate, rest = Sparse(lr, ratio) if callable(lr) else lr, ratio if critic_rests else None
         self.updates = [
-            Update(student.net, self.student_loss, ratio, lr=lr, name="student", **rules),
+            Update(student.net, self.student_loss, ratio, lr=rate, name="student", **rules),
             Update(moved, self.critic_loss, lr=critic_lr, name="critic", unless=rest, **rules),
         ]
 

@@ -7,11 +7,12 @@ the first `warmup` updates: the factor is min((n + 1) / warmup, 1), so that the 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from scoreline.core.errors import InputError
 
-__all__ = ["Constant", "Cosine", "InverseSqrt", "Linear", "Step"]
+__all__ = ["Constant", "Cosine", "InverseSqrt", "Linear", "Sparse", "Step"]
 
 
 def _warm(n: int, warmup: int) -> float:
@@ -117,3 +118,18 @@ class Step:
 
     def __call__(self, n: int) -> float:
         return self.lr * self.factor ** sum(n >= milestone for milestone in self.milestones) * _warm(n, self.warmup)
+
+
+@dataclass(frozen=True)
+class Sparse:
+    """lr(n) = rule(n * every): a rule that counts steps, for an update that is made on every so-many-th of them.
+
+    >>> [Sparse(Constant(1.0, warmup=10), every=5)(n) for n in range(3)]
+    [0.1, 0.6, 1.0]
+    """
+
+    rule: Callable[[int], float]
+    every: int
+
+    def __call__(self, n: int) -> float:
+        return self.rule(n * self.every)
