@@ -59,7 +59,7 @@ def test_a_student_its_numbers_and_a_page(scoreline: Any, tiny: str, forgotten: 
     assert stored["columns"][:2] == [0, 3]
     assert Image.open("f/forgetting.png").size[1] == 2 + 6 * 50
     page = Path("f/report.html").read_text()
-    for words in ("Classes 0, 3 forgotten", "0, forgotten", "released script", "data:image/png;base64", "fd-digits"):
+    for words in ("Forgetting classes 0, 3: ", "0, forgotten", "released script", "data:image/png;base64", "fd-digits"):
         assert words in page
     assert page.count('class="gone"') == 2
     answer = scoreline("sample", "f/model.safetensors", "--seeds", "0:3", "--out", "images", "--json")
@@ -68,7 +68,7 @@ def test_a_student_its_numbers_and_a_page(scoreline: Any, tiny: str, forgotten: 
     words = ["forget", tiny, "--classes", "0,3", "--override", "1,2", "--out", "f", *SHORT]
     again = scoreline(*words)
     assert again.code == 0, again.err
-    assert "Classes 0, 3 forgotten" in again.out
+    assert "Forgetting classes 0, 3: " in again.out
     assert "report.html" in again.out
     assert json.loads(Path("f/forgetting.json").read_text())["rows"] == stored["rows"]
     scoreline(*words[:3], "0,4", *words[4:]).fails(1, "holds another run")

@@ -35,7 +35,7 @@ def headline(result: dict[str, Any]) -> str:
     if result["overrides"] is not None:
         shown = " and ".join(map(str, dict.fromkeys(result["overrides"])))
     first = (
-        f"Class{'es' if several else ''} {named} forgotten: {percent(after['unlearning accuracy'])} of the requests no "
+        f"Forgetting class{'es' if several else ''} {named}: {percent(after['unlearning accuracy'])} of the requests no "
         f"longer show {'theirs' if several else 'it'}, {percent(after['override hits'])} show {shown}."
     )
     if after["distance"] is None:
