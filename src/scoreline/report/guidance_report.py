@@ -27,8 +27,8 @@ from scoreline.samplers.generator import Sampled
 
 __all__ = ["write_guidance_report"]
 
-STOPS, COUNT, COLUMNS = 9, 40, 10
-TEACHER_STEPS = 32
+STOPS, COUNT, COLUMNS = 9, 20, 10
+TEACHER_STEPS = 12
 
 
 def write_guidance_report(
@@ -87,14 +87,16 @@ def write_guidance_report(
 
 
 def _pictures(model: Denoiser, sampler: Sampler, weights: Any, count: int) -> list[str]:
-    """A grid of pictures at each strength, as data of an <img>."""
+    """A grid of pictures at each strength, as data of an <img>; all strengths are one batch."""
+    indices = list(range(count)) * len(weights)
+    told = torch.as_tensor(weights, dtype=torch.float32).repeat_interleave(count)
+    cond = (labels_for(indices, model.num_classes) or Cond()).replace(weight=told)
+    images = Sampled(model, sampler).generate(indices, Noise(0), cond)
+    if images.dim() != 4 or images.shape[1] not in (1, 3):
+        raise InputError("model", tuple(images.shape[1:]), "makes no pictures")
     out = []
-    for w in weights.tolist():
-        cond = (labels_for(range(count), model.num_classes) or Cond()).replace(weight=torch.full((count,), w))
-        images = Sampled(model, sampler).generate(range(count), Noise(0), cond)
-        if images.dim() != 4 or images.shape[1] not in (1, 3):
-            raise InputError("model", tuple(images.shape[1:]), "makes no pictures")
+    for part in images.split(count):
         buffer = io.BytesIO()
-        picture_grid(images, columns=COLUMNS).save(buffer, "PNG")
+        picture_grid(part, columns=COLUMNS).save(buffer, "PNG")
         out.append("data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode())
     return out
