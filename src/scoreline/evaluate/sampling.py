@@ -84,7 +84,7 @@ def sample_to(
     if batch_size < 1:
         raise InputError("batch_size", batch_size, "must be 1 or more")
     noise = Noise(noise_seed)
-    bare = told_strength(load(model_name), guidance_weight, guidance)
+    bare: Any = told_strength(load(model_name), guidance_weight, guidance)
     codes, codes_mark = _latents(latents, bare)
     if indices is None:
         indices = range(64 if codes is None else len(codes.z))
