@@ -39,9 +39,6 @@ __all__ += ["dm_gradient", "interleaved_shares", "of_classes", "quadrants", "ran
 Shares = list[list[int]]
 
 
-# Partitions of classes
-
-
 def consecutive_shares(num_classes: int, students: int) -> Shares:
     """Neighbouring classes together: k(y) = floor(y K / C), which is y // (C/K) where K divides C.
 
@@ -191,9 +188,6 @@ def of_classes(source: Any, classes: Sequence[int]) -> Any:
     return kept
 
 
-# Partitions of texts
-
-
 def quadrants(embeddings: Tensor, *, nested: bool = False) -> QuadrantRouter:
     """Four shares of embedded texts: the signs of their first two principal components, thresholds at the medians.
 
@@ -225,9 +219,6 @@ def quadrants(embeddings: Tensor, *, nested: bool = False) -> QuadrantRouter:
     upper = at[:, 0] > first
     second = [_median(at[~upper, 1]), _median(at[upper, 1])] if nested else [_median(at[:, 1])] * 2
     return QuadrantRouter(centre.tolist(), axes.tolist(), [first, *second])
-
-
-# The router
 
 
 @recorded
@@ -352,14 +343,9 @@ class Routed(FlowMap):
         return found[0]
 
     def jump(self, x: Tensor, t: Time, s: Time, cond: Cond | None = None) -> Tensor:
-        maps = self._maps()
-
-        def jumped(k: int, rows: Tensor, given: Cond | None) -> Tensor:
-            return maps[k].jump(x[rows], _at(t, rows), _at(s, rows), given)
-
-        parts = self._sent(len(x), cond, jumped)
-        out = torch.empty_like(x)
-        for rows, part in parts:
+        maps, out = self._maps(), torch.empty_like(x)
+        ask = lambda k, rows, given: maps[k].jump(x[rows], _at(t, rows), _at(s, rows), given)  # noqa: E731
+        for rows, part in self._sent(len(x), cond, ask):
             out[rows] = part
         return out
 
@@ -367,11 +353,8 @@ class Routed(FlowMap):
         if not self.scored:
             return super().posterior(x, t, cond)
 
-        def asked(k: int, rows: Tensor, given: Cond | None) -> Posterior:
-            answer: Posterior = self.students[k](x[rows], _at(t, rows), given)
-            return answer
-
-        parts = self._sent(len(x), cond, asked)
+        ask = lambda k, rows, given: self.students[k](x[rows], _at(t, rows), given)  # noqa: E731
+        parts = self._sent(len(x), cond, ask)
         raw = torch.empty_like(x)
         for rows, part in parts:
             raw[rows] = part.raw
@@ -448,8 +431,7 @@ def _grouped(numbers: Sequence[int], students: int) -> Shares:
 
 
 def _median(values: Tensor) -> float:
-    """Halfway between the two middle values, so that as many lie above as below."""
-    return float(values.quantile(0.5))
+    return float(values.quantile(0.5))  # halfway between the two middle values: as many lie above as below
 
 
 def _at(t: Time, rows: Tensor) -> Time:
