@@ -72,9 +72,7 @@ COUNTS = [
     pytest.param("ctm-cifar10", {}, 60_395_267, marks=check(system=34, number=9)),
     pytest.param("edm-ddpmpp-cifar10", {"augment_dim": 9}, 55_733_891, marks=check(system=22, number=3)),
     pytest.param("adm-imagenet64", {}, 295_899_267, marks=check(system=22, number=3)),
-    pytest.param(
-        "adm-imagenet64", {}, 295_899_267, marks=[check(system=19, number=10), check(system=32, number=6)]
-    ),
+    pytest.param("adm-imagenet64", {}, 295_899_267, marks=[check(system=19, number=10), check(system=32, number=6)]),
     pytest.param("edm-ncsnpp-cifar10", {}, 56_397_827, marks=check(system=19, number=10)),
     pytest.param("rfpp-ffhq64", {}, 62_761_091, marks=check(system=19, number=10)),
     pytest.param("ddpmpp-continuous-cifar10", {}, 61_804_419, marks=check(system=13, number=9)),

@@ -117,7 +117,8 @@ def distill(
             skip_nonfinite=skip_nonfinite, dry_run=dry_run, command=command, quiet=quiet,
         )  # fmt: skip
     if share is not None:
-        raise InputError("share", share, f"{recipe.name} trains one student; shares belong to a recipe with a partition")
+        mend = f"{recipe.name} trains one student; shares belong to a recipe with a partition"
+        raise InputError("share", share, mend)
     several = len(recipe.stages) > 1
     results, resolved, costs = [], {}, list[dict[str, Any]]()
     for number, stage in enumerate(recipe.stages):

@@ -56,21 +56,20 @@ def forgetting_levels(
 ) -> NDArray[np.float64]:
     """Times of a schedule at the signal-to-noise ratios of entries first ... last - 1 of a table of 1000, ascending.
 
-        On the table itself they are first, first + 1, ..., last - 1.
+    On the table itself they are first, first + 1, ..., last - 1.
 
-        Args:
-            schedule: of teacher and critic; a discrete one gives the nearest levels it knows.
-            first: first entry, counted from 0.
-            last: end of the entries, itself left out.
-            betas: name of the table; "quadratic" is that of Stable Diffusion, where the paper takes 20 to 980 and 625.
+    Args:
+        schedule: of teacher and critic; a discrete one gives the nearest levels it knows.
+        first: first entry, counted from 0.
+        last: end of the entries, itself left out.
+        betas: name of the table; "quadratic" is that of Stable Diffusion, where the paper takes 20 to 980 and 625.
 
-        Raises:
-            InputError: the entries are out of order, or the schedule has not all of these levels.
+    Raises:
+        InputError: the entries are out of order, or the schedule has not all of these levels.
 
-        >>> from scoreline.diffusion.preconditioned import Preconditioned
-    from scoreline.diffusion.schedules import EDM
-        >>> forgetting_levels(EDM())[[0, START - FIRST, -1]].round(3).tolist()
-        [0.137, 2.502, 13.013]
+    >>> from scoreline.diffusion.schedules import EDM
+    >>> forgetting_levels(EDM())[[0, START - FIRST, -1]].round(3).tolist()
+    [0.137, 2.502, 13.013]
     """
     if not 0 <= first < last <= 1000:
         raise InputError("levels", (first, last), "give entries of the table, 0 <= first < last <= 1000")

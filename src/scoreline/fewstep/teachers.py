@@ -142,8 +142,8 @@ def copied(module: nn.Module) -> Any:
 def rebuilt(net: nn.Module, changes: Mapping[str, Any]) -> tuple[nn.Module, list[str]]:
     """The network again with some constructor arguments changed, holding its weights wherever they fit.
 
-    A matrix that has only gained inputs (a second time beside the first) keeps those it had, in front; an output that has
-    lost channels (a learned variance) keeps the first ones.
+    A matrix that has only gained inputs (a second time beside the first) keeps those it had, in front; an output that
+    has lost channels (a learned variance) keeps the first ones.
 
     Args:
         net: a network of ours (its constructor's arguments are recorded).

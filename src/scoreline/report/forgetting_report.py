@@ -34,9 +34,10 @@ def headline(result: dict[str, Any]) -> str:
     shown = "a class that is kept"
     if result["overrides"] is not None:
         shown = " and ".join(map(str, dict.fromkeys(result["overrides"])))
+    plural, gone = ("es", "theirs") if several else ("", "it")
     first = (
-        f"Forgetting class{'es' if several else ''} {named}: {percent(after['unlearning accuracy'])} of the requests no "
-        f"longer show {'theirs' if several else 'it'}, {percent(after['override hits'])} show {shown}."
+        f"Forgetting class{plural} {named}: {percent(after['unlearning accuracy'])} of the requests no longer show "
+        f"{gone}, {percent(after['override hits'])} show {shown}."
     )
     if after["distance"] is None:
         return first
