@@ -78,7 +78,8 @@ def run(
         precision=dtype, accumulate=accumulate, checkpoint_every=checkpoint_every, sample_every=sample_every,
         skip_nonfinite=skip_nonfinite, dry_run=dry_run, command=command, quiet=quiet,
     )  # fmt: skip
-    if result.get("guidance_weight") and result["picture"]:
+    strengths = result.get("guidance_weight") or {}
+    if strengths.get("interval") and result["picture"]:
         from scoreline.report.guidance_report import write_guidance_report
 
         result["page"] = str(write_guidance_report(result["model"], result["folder"], recipe.teacher))
