@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import mean
@@ -98,12 +99,15 @@ def run(chosen: argparse.Namespace) -> dict[str, Any]:
         )
         entry |= {"name": name, "parameters": sum(p.numel() for p in model.parameters()), "macs": model_macs(model)}
         entry["card"] = {k: v for k, v in card(model).items() if k in KEPT}
+        entry["card"]["command"] = re.sub(r" --out \S+", "", str(entry["card"].get("command", "")))
         for seed in SEEDS[:1] if chosen.quick else SEEDS:
             if str(seed) not in entry["seeds"]:
                 entry["seeds"][str(seed)] = measured(model, sampler, seed, count)
                 if chosen.json is not None:
                     save(chosen.json, json.dumps(record, indent=1) + "\n")
         print(f"{name} at {n}: {summary(entry)}", flush=True)
+    if chosen.json is not None:
+        save(chosen.json, json.dumps(record, indent=1) + "\n")
     return record
 
 
@@ -126,12 +130,18 @@ def rows(record: Mapping[str, Any]) -> list[list[object]]:
     order = sorted(record["arms"].values(), key=lambda e: (e is not exact, e["steps"], summary(e)["fd-digits"]))
     return [
         [
-            e["name"], e["steps"], spread(e, "fd-digits"), f"{summary(e)['fd-digits'] / base:.2f}",
+            title(e), e["steps"], spread(e, "fd-digits"), f"{summary(e)['fd-digits'] / base:.2f}",
             spread(e, "fd-pixels"), f"{summary(e)['precision']:.2f}", f"{summary(e)['recall']:.2f}",
             f"{e['parameters'] / 1e3:.0f}k", *cost(e["card"]),
         ]
         for e in order
     ]  # fmt: skip
+
+
+def title(entry: Mapping[str, Any]) -> str:
+    """The method, and how long each of its trainings was."""
+    told = entry["card"]
+    return f"{entry['name']}, {told['steps']} turns" if "training_seconds" in told else entry["name"]
 
 
 def cost(told: Mapping[str, Any]) -> tuple[str, str, str]:
