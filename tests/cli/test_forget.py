@@ -20,6 +20,9 @@ from scoreline.diffusion.preconditioned import Preconditioned
 from scoreline.diffusion.schedules import EDM
 from scoreline.nn.autoencoder import KLAutoencoder
 from scoreline.nn.mlp import MLP
+from scoreline.nn.text import ByteTransformer, TextConditioned
+from scoreline.nn.unet import UNet
+from scoreline.train.recipe import read_recipe
 
 KILLED = """
 import os, signal, sys
@@ -125,6 +128,57 @@ def test_a_killed_run_goes_on_to_the_same_weights_and_numbers(scoreline: Any, ti
 def test_what_is_wrong_is_said_before_any_work(scoreline: Any, tiny: str, more: list[str], words: list[str]) -> None:
     scoreline("forget", tiny, *more, "--out", "x", "--device", "cpu").fails(2, *words)
     assert not Path("x").exists()
+
+
+@pytest.fixture
+def reads() -> str:
+    """A tiny model that reads captions."""
+    recipe = read_recipe("digits-text")["model"]["args"]["net"]["args"]
+    net = UNet(in_shape=(1, 8, 8), base_channels=8, channel_mult=(1,), num_blocks=1, attention=(8,), context_dim=8)
+    model = TextConditioned(net, ByteTransformer(width=8, depth=1, length=32), recipe["prompts"])
+    card = {"data": "digits", "caption_settings": {"captions": "digits"}}
+    save_artefact("reads.safetensors", Preconditioned(model, EDM()), card=card)
+    return "reads.safetensors"
+
+
+def test_a_concept_of_captions_is_forgotten(scoreline: Any, reads: str) -> None:
+    words = ["forget", reads, "--concept", "zero", "--override", "one", "--out", "f", *SHORT[:4], "--count", 100]
+    answer = scoreline(*words, "--nfe", 3, "--device", "cpu", "--json")
+    assert answer.code == 0, answer.err
+    found = answer.json
+    assert (found["classes"], found["overrides"], found["concept"]) == ([0], [1], "zero")
+    assert found["kept"] == list(range(1, 10))
+    assert len(found["rows"]["after"]["accuracy"]) == 10
+    assert found["rows"]["after"]["kept"] == 90
+    assert all("zero" in text for text in found["columns"][:5])
+    settings = json.loads(Path("f/run.json").read_text())["config"]["given"]["stage"]["settings"]
+    known = load("f/model.safetensors").net.prompts
+    for gone, instead in zip(settings["forget"], settings["override"]):
+        assert known[gone].replace("zero", "one") == known[instead]
+    assert len(settings["forget"]) == 5
+    assert read_header("f/model.safetensors")["card"]["forgotten"]["concept"] == "zero"
+    assert "Forgetting “zero”" in Path("f/report.html").read_text()
+    made = scoreline("sample", "f/model.safetensors", "--text", "a zero", "--seeds", "0:2", "--out", "i", "--json")
+    assert made.json["nfe"] == 1
+
+
+@pytest.mark.each("more, words", [
+    (["--concept", "eleven", "--override", "one"], ["none of the model's captions"]),
+    (["--concept", "zero", "--override", "eleven"], ["override", "eleven"]),
+    (["--concept", "zero"], ["override", "words"]),
+    (["--concept", "small grey", "--override", "handwritten"], ["show the same classes"]),
+    (["--concept", "zero", "--override", "zero"], ["override", "kept"]),
+    (["--concept", "zero", "--override", "one", "--classes", "0"], ["--concept zero"]),
+    ([], ["--classes 0"]),
+    (["--classes", "0"], ["name a concept"]),
+])  # fmt: skip
+def test_concepts_that_do_not_fit_are_refused(scoreline: Any, reads: str, more: list[str], words: list[str]) -> None:
+    scoreline("forget", reads, *more, "--out", "x", "--device", "cpu").fails(2, *words)
+    assert not Path("x").exists()
+
+
+def test_classes_are_no_concepts(scoreline: Any, tiny: str) -> None:
+    scoreline("forget", tiny, "--concept", "zero", "--override", "one", "--out", "x").fails(2, "reads captions")
 
 
 def test_models_without_classes_and_of_latents_are_refused(scoreline: Any, unconditional: str) -> None:

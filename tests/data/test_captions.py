@@ -8,7 +8,7 @@ import torch
 from scoreline.core.errors import InputError
 from scoreline.core.noise import derive
 from scoreline.data import from_arrays, load_images
-from scoreline.data.captions import MADE, TEMPLATES, captioned, captions_for
+from scoreline.data.captions import MADE, TEMPLATES, by_prompt, captioned, captions_for, classes_of, replaced
 
 DIGITS = [str(k) for k in range(10)]
 
@@ -48,3 +48,29 @@ def test_what_is_refused() -> None:
         captioned(from_arrays(torch.zeros(2, 1, 4, 4).numpy()))
     with pytest.raises(InputError, match="captions of its own"):
         captioned(load_images("digits", captions="digits"))
+
+
+def test_captions_by_number_and_what_they_show() -> None:
+    images = load_images("digits", split="test", captions="digits")
+    prompts = ["the digit four", "a small grey one"]
+    told = by_prompt(images, prompts)
+    assert (told.num_classes, told.class_names) == (2, prompts)
+    assert told.labels is not None
+    for caption, label in zip(told.extras["caption"], told.labels):
+        assert (prompts[label] if label >= 0 else None) == (caption if caption in prompts else None)
+    assert classes_of(images, prompts) == [4, 1]
+    with pytest.raises(InputError, match="no labelled image"):
+        classes_of(images, [*prompts, "the digit eleven"])
+    with pytest.raises(InputError, match="none of the model's captions"):
+        by_prompt(images, ["a cat"])
+    with pytest.raises(InputError, match="has no captions"):
+        by_prompt(load_images("digits", split="test"), prompts)
+    with pytest.raises(InputError, match="needs captions"):
+        classes_of(load_images("digits", split="test"), prompts)
+
+
+def test_a_concept_is_replaced_as_a_whole_word() -> None:
+    assert replaced("One, written by hand", "one", "two") == "two, written by hand"
+    assert replaced("a lonely one", "one", r"\1") == r"a lonely \1"
+    assert replaced("a lonely phone", "one", "two") is None
+    assert replaced("a (red) car", "(red)", "blue") == "a blue car"

@@ -180,3 +180,36 @@ def test_clips_tower_is_an_encoder_that_stays_frozen(monkeypatch: pytest.MonkeyP
     assert net(torch.zeros(2, 1, 4, 4), torch.ones(1), Cond(tokens=net.told(texts))).shape == (2, 1, 4, 4)
     with pytest.raises(InputError, match="is empty"):
         tower.ids([""])
+
+
+def test_prompts_are_known_by_number(tmp_path: Path) -> None:
+    prompts = ["a three", "seven", "one"]
+    net = noisy(TextConditioned(unet(), ByteTransformer(width=8, depth=1, length=8), prompts))
+    assert net.num_classes == 3
+    x, t = torch.randn(4, 1, 4, 4), torch.rand(4)
+    numbers = torch.tensor([1, 0, 3, 2])  # 3 is no caption
+    by_number, told = net(x, t, Cond(labels=numbers)), net.told(["seven", "a three", None, "one"])
+    assert torch.equal(by_number, net(x, t, Cond(tokens=told)))
+    # Captions go before numbers, and any caption may be given.
+    assert torch.equal(net(x, t, Cond(tokens=told, labels=torch.zeros(4, dtype=torch.int64))), by_number)
+    assert not torch.equal(net(x, t, Cond(tokens=net.told(["two"] * 4))), by_number)
+    silent = Cond(labels=torch.full((4,), 3))
+    for cond in (Cond(labels=numbers), Cond(tokens=told), Cond(tokens=told, labels=numbers)):
+        without = net.null(cond)
+        assert [name for name, _ in without.items()] == [name for name, _ in cond.items()]
+        assert torch.equal(net(x, t, without), net(x, t, silent))
+    save_artefact(tmp_path / "m.safetensors", Preconditioned(net, EDM()))
+    again, _ = load_artefact(tmp_path / "m.safetensors")
+    assert (again.num_classes, again.net.prompts) == (3, prompts)
+    assert again.net.over(unet()).prompts == prompts
+    assert torch.equal(again.net(x, t, Cond(labels=numbers)), by_number)
+
+
+def test_prompts_that_do_not_fit_are_refused() -> None:
+    with pytest.raises(InputError, match="each once"):
+        TextConditioned(unet(), ByteTransformer(width=8), ["one", "two", "one"])
+    with pytest.raises(InputError, match="is empty"):
+        TextConditioned(unet(), ByteTransformer(width=8), ["one", " "])
+    net = TextConditioned(unet(), ByteTransformer(width=8), ["one"])
+    with pytest.raises(InputError, match="takes captions"):
+        net(torch.zeros(1, 1, 4, 4), torch.zeros(1), None)

@@ -1,4 +1,5 @@
-"""`scoreline forget MODEL --classes 0 --override 1`: a one-step generator that no longer makes some classes."""
+"""`scoreline forget MODEL --classes 0 --override 1`: a one-step generator that no longer makes some classes, or what a
+word in captions names."""
 
 from __future__ import annotations
 
@@ -11,7 +12,8 @@ EXAMPLE = "scoreline forget digits --classes 0 --override 1 --out forgotten"
 def run(
     model: str,
     *,
-    classes: str,
+    classes: str | None = None,
+    concept: str | None = None,
     override: str = "random",
     out: str | None = None,
     preset: Literal["digits", "cifar10", "stl10"] = "digits",
@@ -39,10 +41,12 @@ def run(
     command again goes on from the last checkpoint.
 
     Args:
-        model: class-conditional, built-in name or path.
+        model: class-conditional, or one that reads captions; built-in name or path.
         classes: what to forget, as 0 or 0,3.
+        concept: what to forget of a model that reads captions: a word or several that captions name, as zero.
         override: what requests for them shall give: a class, or one for each, as 1 or 1,2; random draws from the kept
-            classes; argmax and sampled ask the judge what comes closest.
+            classes; argmax and sampled ask the judge what comes closest. For a concept, other words in its place, as
+            one.
         out: folder of the run; nothing takes runs/forget.
         preset: settings to start from; digits takes minutes on a laptop, the others a GPU.
         weight: of the forgotten requests in both losses, the knob between forgetting and keeping; nothing takes the
@@ -64,13 +68,19 @@ def run(
         checkpoint_every: steps between checkpoints.
         sample_every: steps between sample grids; nothing draws none.
     """
+    from scoreline.core.errors import InputError
     from scoreline.fewstep.forget import forget
     from scoreline.report.forgetting_report import write_forgetting_report
 
     changes = {"steps": steps, "batch_size": batch_size, "lr": lr, "seed": seed}
     folder = out or "runs/forget"
+    if (classes is None) == (concept is None):
+        raise InputError("classes", classes, "give --classes 0, or --concept zero of a model that reads captions")
+    if concept is not None and override == "random":
+        raise InputError("override", override, "give the words that shall stand in the concept's place")
+    gone: list[int] | str = concept if concept is not None else _numbers(str(classes), "classes")
     result = forget(
-        model, _numbers(classes, "classes"), _override(override), folder, preset=preset, weight=weight,
+        model, gone, override if concept is not None else _override(override), folder, preset=preset, weight=weight,
         distil_steps=distil_steps, changes={key: value for key, value in changes.items() if value is not None},
         judge=judge, data=data, features=features, sampler=sampler, nfe=nfe, count=count, device=device,
         precision=dtype, accumulate=accumulate, checkpoint_every=checkpoint_every, sample_every=sample_every,

@@ -51,6 +51,7 @@ TABLE: dict[str, dict[str, str]] = {
         # Which of several models a condition is sent to.
         "classes": "scoreline.fewstep.msd:ClassRouter",
         "quadrants": "scoreline.fewstep.msd:QuadrantRouter",
+        "texts": "scoreline.fewstep.text_shares:TextRouter",
     },
     "adapter": {
         "lora": "scoreline.nn.adapters:LoRA",
@@ -141,6 +142,8 @@ TABLE: dict[str, dict[str, str]] = {
         "digits-eps": "digits-eps.safetensors",
         "digits-net": "digits-net.safetensors",
         "digits-noisy-classifier": "digits-noisy-classifier.safetensors",
+        "digits-progressive-1": "digits-progressive-1.safetensors",
+        "digits-progressive-2": "digits-progressive-2.safetensors",
     },
     "discriminator": {
         "taps": "scoreline.nn.discriminator:TapDiscriminator",

@@ -34,6 +34,7 @@ from scoreline.data.images import Images
 from scoreline.evaluate.protocols import FrechetProtocol, features_of, pick_encoder
 from scoreline.evaluate.specs import labels_for
 from scoreline.metrics.prdc import prdc
+from scoreline.nn.text import text_network
 from scoreline.samplers.generator import Sampled
 
 __all__ = ["forgetting_scores", "kept_images", "mark_of", "measure_forgetting", "open_judge", "request_grid"]
@@ -118,18 +119,19 @@ def open_judge(name: str | None, model: Denoiser) -> Classifier:
         model: what it judges.
 
     Raises:
-        InputError: none is known, or it knows other classes than the model.
+        InputError: none is known, or it knows other classes than a model that reads no captions.
         ArtefactError: the file is missing or damaged.
     """
+    reads = text_network(model) is not None
     if name is None:
-        if tuple(model.shape) != (1, 8, 8) or model.num_classes != 10:
+        if tuple(model.shape) != (1, 8, 8) or (model.num_classes != 10 and not reads):
             raise InputError("judge", None, "is needed: a classifier of the model's classes; give --judge FILE")
         name = "digits-net"
     judge = load(name, kind=None)
     if not isinstance(judge, Classifier):
         raise InputError("judge", name, f"is a {type(judge).__name__}, not a classifier")
     classes = getattr(judge, "num_classes", None)
-    if classes != model.num_classes:
+    if classes != model.num_classes and not reads:
         raise InputError("judge", name, f"knows {classes} classes, the model {model.num_classes}")
     return judge
 
@@ -163,6 +165,7 @@ def measure_forgetting(
     forgotten: Sequence[int],
     overrides: Sequence[int] | None = None,
     *,
+    judged: Sequence[int] | None = None,
     protocol: FrechetProtocol | None = None,
     count: int = 2000,
     seed: int = 0,
@@ -176,6 +179,7 @@ def measure_forgetting(
         sampler: with its steps chosen.
         judge: see :func:`open_judge`.
         forgotten, overrides: see :func:`forgetting_scores`.
+        judged: the judge's class of each class (prompt) of the model; None where they are the same.
         protocol: of the distance of the kept classes; None measures none.
         count: images in all; at least two of each class.
         seed: image i has noise i of it.
@@ -193,7 +197,7 @@ def measure_forgetting(
     if count < 2 * classes:
         raise InputError("count", count, f"is too small for {classes} classes; give {2 * classes} or more")
     generator, judge = Sampled(model.to(device).eval(), sampler), judge.to(device).eval()
-    barred = torch.tensor(list(forgotten))
+    barred, show = torch.tensor(list(forgotten)), torch.tensor(range(classes) if judged is None else list(judged))
     asked, seen, kept = [], [], []
     for start in range(0, count, batch_size):
         indices = range(start, min(start + batch_size, count))
@@ -201,10 +205,11 @@ def measure_forgetting(
         assert cond is not None
         assert cond.labels is not None
         images = generator.generate(indices, Noise(seed), cond.to(device))
-        asked.append(cond.labels)
+        wanted = show[cond.labels]
+        asked.append(wanted)
         seen.append(judge(images).softmax(1).cpu())
         if protocol is not None:
-            kept.append(features_of(protocol.encoder, images[~torch.isin(cond.labels, barred)].cpu()))
+            kept.append(features_of(protocol.encoder, images[~torch.isin(wanted, barred)].cpu()))
     labels = torch.cat(asked)
     out: dict[str, Any] = {"count": count, "kept": int((~torch.isin(labels, barred)).sum()), "nfe": generator.nfe}
     out |= {"name": None, "distance": None, "precision": None, "recall": None}

@@ -157,13 +157,14 @@ def sample_to(
 
 
 def _words(text: str | None, model: Denoiser) -> Tensor | None:
-    """Numbers of the captions, (L, ...), of a model that takes text.
+    """Numbers of the captions, (L, ...), of a model that takes text; without any it makes images of its own prompts.
 
     Raises:
         InputError: it takes none, none is given, or one is empty or too long.
     """
     if text is None:
-        if text_network(model) is not None:
+        reads = text_network(model)
+        if reads is not None and not reads.prompts:
             raise InputError("text", None, 'this model makes images of captions; give --text "...", or --text none')
         return None
     return told_texts(model, [None] if text == "none" else [part.strip() for part in text.split("|")]).tokens

@@ -32,6 +32,7 @@ from scoreline.core.generator import ImageGenerator
 from scoreline.core.load import load
 from scoreline.core.method import Method
 from scoreline.core.noise import Noise
+from scoreline.data.captions import by_prompt
 from scoreline.data.grid import picture_grid, write_png
 from scoreline.data.pair_store import PairStore
 from scoreline.data.paired import Paired
@@ -46,7 +47,7 @@ from scoreline.fewstep.recipe import TEACHER, Recipe, Stage, check_students, mak
 from scoreline.nn.text import text_network, tokens_of
 from scoreline.samplers.generator import Sampled
 from scoreline.train.checkpoint import newest
-from scoreline.train.recipe import call, opened
+from scoreline.train.recipe import call, caption_settings, opened
 from scoreline.train.resolve import resolve
 from scoreline.train.run import run
 
@@ -129,7 +130,9 @@ def distill(
         check_students(student, teacher, None)
         method = make_method(stage, student, teacher)
         plan = _pair_plan(stage, made, str(place))
-        data = _images(stage) if plan is None else _pairs(plan, store, student, made, processes, dry_run, quiet)
+        data = (
+            _images(stage, student) if plan is None else _pairs(plan, store, student, made, processes, dry_run, quiet)
+        )
         check_students(student, teacher, data)
         settings: dict[str, Any] = {
             "steps": int(stage["steps"]), "batch_size": int(stage["batch_size"]), "seed": stage.seed, "device": device,
@@ -236,8 +239,8 @@ def steps_picture(
         classes: what is asked for in turn; None asks for all.
     """
     count = min(count, len(data)) if isinstance(data, Paired) else count
-    cond = labels_for(range(count), student.num_classes, classes)
-    if text_network(student) is not None and "caption" in getattr(data, "extras", {}):
+    cond, reads = labels_for(range(count), student.num_classes, classes), text_network(student)
+    if reads is not None and not reads.prompts and "caption" in getattr(data, "extras", {}):
         cond = (cond or Cond()).replace(tokens=tokens_of(student, data.batch(range(count))))
     rows, names = [], []
     pairs = data.batch(range(count)) if isinstance(data, Paired) else None
@@ -251,7 +254,7 @@ def steps_picture(
             continue  # a sampler of higher order has a least number of steps
         rows.append(Sampled(student, sampler).generate(range(count), Noise(0), cond))
         names.append(f"{steps} step{'s' * (steps > 1)}")
-    if teacher is not None and (pairs is not None or text_network(teacher) is not None):
+    if teacher is not None and (pairs is not None or (reads is not None and not reads.prompts)):
         solver = make_sampler("ddim", steps=50)
         rows.append(Sampled(teacher.cpu(), solver).generate(range(count), Noise(0), cond))
         names.append("teacher, 50 steps")
@@ -281,10 +284,13 @@ def _teacher(stage: Stage, made: Mapping[str, str]) -> Denoiser | None:
     return model
 
 
-def _images(stage: Stage) -> Any:
+def _images(stage: Stage, student: Denoiser) -> Any:
     given = dict(stage.get("data") or {})
     classes = given.pop("classes", None)
     images = opened(given) if given else None
+    reads = text_network(student)
+    if images is not None and reads is not None and reads.prompts:
+        images = by_prompt(images, reads.prompts)
     return images if classes is None else of_classes(images, classes)
 
 
@@ -370,6 +376,8 @@ def _card(
     card["data"], card["split"] = images.get("source", told.get("data")), images.get("split", told.get("split"))
     if getattr(data, "captions", None) is not None:
         card["captions"] = data.captions
+    settings = caption_settings(images)
+    card |= settings or {key: told[key] for key in ("caption_settings",) if key in told}
     if "paired" in images:
         card["paired"] = data.name
     share = (stage.get("settings") or {}).get("classes", images.get("classes"))

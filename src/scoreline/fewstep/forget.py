@@ -1,4 +1,8 @@
-"""Making a class-conditional model forget classes, and telling what was kept: recipe, training and measurement.
+"""Making a model forget classes, or a concept that captions name, and telling what was kept: recipe, training and
+measurement.
+
+A concept is a word or several: requests whose caption names it are to follow the teacher's answer to the same caption
+with another word in its place.
 
 OUT/model.safetensors      the one-step generator that has forgotten, with its card
 OUT/forgetting.json        the measurement: before, after, class by class
@@ -10,6 +14,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +26,8 @@ from scoreline.core.device import pick_device
 from scoreline.core.errors import InputError
 from scoreline.core.files import write_json
 from scoreline.core.load import load
+from scoreline.data import load_images
+from scoreline.data.captions import classes_of, replaced
 from scoreline.evaluate.forgetting import (
     mark_of,
     measure_forgetting,
@@ -34,8 +41,9 @@ from scoreline.evaluate.specs import check_fit, choose_sampler
 from scoreline.fewstep.distill import distill
 from scoreline.fewstep.recipe import Recipe, Stage, read_recipe
 from scoreline.fewstep.sfd import kept_classes
+from scoreline.nn.text import text_network
 
-__all__ = ["FORMAT", "forget", "forgetting_recipe"]
+__all__ = ["FORMAT", "Concept", "concept_of", "forget", "forgetting_recipe"]
 
 FORMAT = "scoreline-forgetting/1"
 
@@ -80,9 +88,71 @@ def forgetting_recipe(
     return recipe
 
 
+@dataclass(frozen=True)
+class Concept:
+    """A concept in numbers.
+
+    Attributes:
+        prompts: numbers of the prompts that name it.
+        overrides: number of the prompt with the other word, for each of them.
+        judged: the judge's class of each prompt of the model.
+    """
+
+    prompts: list[int]
+    overrides: list[int]
+    judged: list[int]
+
+    @property
+    def classes(self) -> list[int]:
+        """The judge's classes that are forgotten, ascending."""
+        return sorted({self.judged[k] for k in self.prompts})
+
+    @property
+    def shown(self) -> list[int]:
+        """The judge's class that each of them is to show instead."""
+        instead = {self.judged[k]: self.judged[o] for k, o in zip(self.prompts, self.overrides)}
+        return [instead[c] for c in self.classes]
+
+
+def concept_of(teacher: Any, concept: str, override: str, data: str | None = None) -> Concept:
+    """A concept among the prompts that a model knows by number.
+
+    Args:
+        teacher: reads captions.
+        concept: what to forget, a word or several.
+        override: the words to stand in its place.
+        data: images with captions and labels, which say what captions show; None takes the model's.
+
+    Raises:
+        InputError: the model reads none, no prompt or every prompt names the concept, a prompt with the other word is
+            none of the model's; or captions with and without the concept show the same classes, which no judge could
+            tell apart.
+    """
+    reads = text_network(teacher)
+    if reads is None or not reads.prompts:
+        raise InputError("concept", concept, "needs a model that reads captions and knows some by number")
+    prompts, card = reads.prompts, teacher.header.get("card", {})
+    other = {k: text for k, prompt in enumerate(prompts) if (text := replaced(prompt, concept, override)) is not None}
+    if not other or len(other) == len(prompts):
+        mend = f"is named by {'all' if other else 'none'} of the model's captions, such as {prompts[0]!r}"
+        raise InputError("concept", concept, mend)
+    missing = [text for text in other.values() if text not in prompts]
+    if missing:
+        raise InputError("override", override, f"{missing[0]!r} is none of the model's captions; name another word")
+    source = data or card.get("data")
+    if source is None:
+        raise InputError("data", None, "is needed: images with captions and labels, which say what captions show")
+    judged = classes_of(load_images(str(source), **card.get("caption_settings", {})), prompts)
+    same = {judged[k] for k in other} & {judged[k] for k in range(len(prompts)) if k not in other}
+    if same:
+        named = ", ".join(map(str, sorted(same)))
+        raise InputError("concept", concept, f"captions with and without it show the same classes ({named})")
+    return Concept(list(other), [prompts.index(text) for text in other.values()], judged)
+
+
 def forget(
     model_name: str,
-    classes: Sequence[int],
+    classes: Sequence[int] | str,
     override: int | Sequence[int] | str,
     out: str | os.PathLike[str],
     *,
@@ -105,14 +175,14 @@ def forget(
     command: str = "",
     quiet: bool = False,
 ) -> dict[str, Any]:
-    """Distil a model into a one-step generator that has forgotten classes, and measure both.
+    """Distil a model into a one-step generator that has forgotten classes or a concept, and measure both.
 
     A killed run goes on when the same call is made again, and ends with the same weights and numbers.
 
     Args:
-        model_name: class-conditional, built-in name or path.
-        classes: to be forgotten.
-        override: what to give in their place, see :class:`scoreline.fewstep.sfd.SFD`.
+        model_name: class-conditional, or one that reads captions; built-in name or path.
+        classes: to be forgotten; or a concept, see :func:`concept_of`.
+        override: what to give in their place, see :class:`scoreline.fewstep.sfd.SFD`; of a concept other words.
         out: folder of the run.
         preset, weight, distil_steps, changes: see :func:`forgetting_recipe`.
         judge: classifier, see :func:`scoreline.evaluate.forgetting.open_judge`.
@@ -129,25 +199,43 @@ def forget(
         What is in forgetting.json.
 
     Raises:
-        InputError: see :func:`scoreline.fewstep.sfd.kept_classes`; or something is misspelt; nothing was trained.
+        InputError: see :func:`scoreline.fewstep.sfd.kept_classes` and :func:`concept_of`; or something is misspelt;
+            nothing was trained.
         ArtefactError: the folder holds another run.
     """
     teacher = load(model_name)
     if not classes:
         raise InputError("classes", None, "name what to forget, as 0 or 0,3; to forget nothing, distil")
-    kept = kept_classes(teacher.num_classes, classes, override)
+    reads, concept = text_network(teacher), None
+    prompts: Sequence[int]
+    instead: int | Sequence[int] | str
+    if isinstance(classes, str):
+        concept = concept_of(teacher, classes, str(override), data)
+        prompts, instead = concept.prompts, concept.overrides
+        kept_classes(teacher.num_classes, prompts, instead)
+    elif reads is not None:
+        raise InputError("classes", list(classes), "this model reads captions; name a concept: --concept zero")
+    else:
+        kept_classes(teacher.num_classes, classes, override)
+        prompts, instead = classes, override
     made = tuple(teacher.decode(torch.zeros(1, *teacher.shape)).shape[1:])
     if made != tuple(teacher.shape):
         raise InputError("model", model_name, "makes latents, whose students do not decode; take a model of pixels")
     found = open_judge(judge, teacher)
+    known = getattr(found, "num_classes", None)
+    if concept is not None and max(concept.judged) >= (known or 0):
+        mend = f"knows {known} classes, the captions show class {max(concept.judged)}"
+        raise InputError("judge", judge or "digits-net", mend)
+    gone = list(prompts) if concept is None else concept.classes
+    judged = None if concept is None else concept.judged
     source = data or teacher.header.get("card", {}).get("data")
-    protocol = None if source is None else retention_protocol(str(source), features, teacher, classes)
+    protocol = None if source is None else retention_protocol(str(source), features, teacher, gone)
     if count < 2 * teacher.num_classes:
         raise InputError("count", count, f"give {2 * teacher.num_classes} or more, two of each class")
     spec, before = choose_sampler(teacher, sampler, nfe=nfe)
     check_fit(before, teacher)
     recipe = forgetting_recipe(
-        model_name, classes, override, preset=preset, weight=weight, judge=judge or "digits-net",
+        model_name, prompts, instead, preset=preset, weight=weight, judge=judge or "digits-net",
         distil_steps=distil_steps, changes=changes,
     )  # fmt: skip
     folder, place = Path(out), pick_device(device)
@@ -158,9 +246,12 @@ def forget(
     student = load(trained["model"])
     own, after = choose_sampler(student, None)
     fixed = None if isinstance(override, str) else [override] if isinstance(override, int) else list(override)
-    overrides = fixed * len(classes) if fixed is not None and len(fixed) == 1 else fixed
+    overrides = fixed * len(gone) if fixed is not None and len(fixed) == 1 else fixed
+    if concept is not None:
+        overrides = concept.shown
     job = {
-        "forget": list(classes), "override": override, "judge": mark_of(found), "version": scoreline.__version__,
+        "forget": gone if concept is None else classes, "override": override, "judge": mark_of(found),
+        "version": scoreline.__version__,
         "reference": None if protocol is None else protocol.protocol(count).fingerprint,
     }  # fmt: skip
     ledger, rows = Ledger(folder / "measured.jsonl", job), {}
@@ -172,28 +263,33 @@ def forget(
                 ledger.add(
                     key,
                     scores=measure_forgetting(
-                        model, chosen, found, classes, overrides, protocol=protocol, count=count,
+                        model, chosen, found, gone, overrides, judged=judged, protocol=protocol, count=count,
                         batch_size=measure_batch, device=place,
                     ),
                 )  # fmt: skip
             rows[name] = {"sampler": text, **ledger[key]["scores"]}
             advance(count, name)
-    shown = request_grid([(name, model, chosen) for name, _, model, chosen in models], classes,
-                         folder / "forgetting.png", device=place)  # fmt: skip
+    shown: list[Any] = request_grid(
+        [(name, model, chosen) for name, _, model, chosen in models], prompts, folder / "forgetting.png", device=place
+    )
+    if reads is not None:
+        shown = [reads.prompts[k] for k in shown]
     result: dict[str, Any] = {
         "format": FORMAT, "title": "Forgetting", "command": command, "model": model_name, "student": trained["model"],
-        "classes": list(classes), "override": override, "overrides": overrides, "kept": kept, "data": source,
+        "classes": gone, "concept": None if concept is None else classes, "override": override,
+        "overrides": overrides, "kept": [c for c in range(known or 0) if c not in gone], "data": source,
         "judge": judge or "digits-net", "stages": trained["stages"], "rows": rows, "columns": shown,
-        "picture": str(folder / "forgetting.png"), "warnings": _warnings(teacher, classes, rows, protocol, source),
+        "picture": str(folder / "forgetting.png"), "warnings": _warnings(rows, protocol),
     }  # fmt: skip
     write_json(folder / "forgetting.json", result)
     told = {key: rows["after"][key] for key in ("unlearning accuracy", "override hits", "distance", "name")}
-    card = {**student.header["card"], "forgotten": {"classes": list(classes), "override": override, **told}}
+    forgotten = {"classes": gone, "override": override} | ({} if concept is None else {"concept": classes})
+    card = {**student.header["card"], "forgotten": {**forgotten, **told}}
     save_artefact(trained["model"], student.cpu(), card=card)
     return result
 
 
-def _warnings(teacher: Any, classes: Sequence[int], rows: dict[str, Any], protocol: Any, source: Any) -> list[str]:
+def _warnings(rows: dict[str, Any], protocol: Any) -> list[str]:
     out = []
     if protocol is None:
         out.append("no data set is known, so distances are left out; give --data")

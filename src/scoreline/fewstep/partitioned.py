@@ -1,6 +1,7 @@
 """Carrying out a recipe with a partition: a student for each share of the classes, and the model that joins them.
 
     partition: {students: 4, by: consecutive}      # or interleaved, random, clusters (both with seed: 0), or
+    partition: {by: quadrants}                     # of a teacher that reads captions: four, by their embeddings, or
     partition: {shares: [[0, 1, 2], [3, 4]]}
 
     OUT/share-0, OUT/share-1, ...   a run each, as :mod:`scoreline.fewstep.distill` leaves it
@@ -52,6 +53,7 @@ from scoreline.fewstep.msd import (
     random_shares,
 )
 from scoreline.fewstep.recipe import TEACHER, Recipe, Stage
+from scoreline.fewstep.text_shares import TextRouter, text_router, text_shares
 from scoreline.train.recipe import opened
 
 __all__ = ["PARTITIONS", "account", "distill_shares", "join_students", "share_recipe", "shares_of"]
@@ -85,7 +87,7 @@ def shares_of(partition: Mapping[str, Any], num_classes: int | None, data: Mappi
     if type(students) is not int or type(seed) is not int:
         raise InputError("partition", dict(partition), "give students: K, a whole number, and a whole seed")
     if by not in PARTITIONS:
-        raise unknown_name("partition by", str(by), PARTITIONS)
+        raise unknown_name("partition by", str(by), (*PARTITIONS, "quadrants"))
     if by in ("random", "clusters"):
         return random_shares(num_classes, students, seed) if by == "random" else _clusters(num_classes, partition, data)
     return (consecutive_shares if by == "consecutive" else interleaved_shares)(num_classes, students)
@@ -164,7 +166,9 @@ def distill_shares(
         raise InputError("partition", recipe.partition, "needs a teacher: give --teacher MODEL")
     teacher: Any = load(recipe.teacher)
     pictured = next((stage["data"] for stage in recipe.stages if stage.get("data")), None)
-    shares = shares_of(recipe.partition or {}, teacher.num_classes, pictured)
+    partition = recipe.partition or {}
+    router = text_router(teacher, partition) if partition.get("by") == "quadrants" else None
+    shares = shares_of(partition, teacher.num_classes, pictured) if router is None else text_shares(router)
     wanted = range(len(shares)) if share is None else [share]
     recipes = {k: share_recipe(recipe, shares, k) for k in wanted}
     settings: dict[str, Any] = {
@@ -189,8 +193,8 @@ def distill_shares(
     if missing:
         model = str(folder / f"share-{share}" / "model.safetensors")
         return {"model": model, "folder": str(folder), "picture": None, "stages": results, "missing": missing}
-    routed, cards = join_students([str(path) for path in found], shares)
-    by = "shares" if "shares" in (recipe.partition or {}) else (recipe.partition or {}).get("by", "consecutive")
+    routed, cards = join_students([str(path) for path in found], shares, router)
+    by = "shares" if "shares" in partition else partition.get("by", "consecutive")
     card = {
         **{key: value for key, value in cards[0].items() if key not in (*COSTS, "stages", "stage", "classes")},
         "command": command, "method": "msd", "base": cards[0]["method"], "seed": recipe.stages[-1].seed,
@@ -205,12 +209,15 @@ def distill_shares(
     return {"model": model, "folder": str(folder), "picture": shown, "stages": results, "missing": []}
 
 
-def join_students(paths: Sequence[str], shares: Shares) -> tuple[Routed, list[dict[str, Any]]]:
+def join_students(
+    paths: Sequence[str], shares: Shares, router: TextRouter | None = None
+) -> tuple[Routed, list[dict[str, Any]]]:
     """The students of all shares as one model, and their cards.
 
     Args:
         paths: an artefact for each share, in their order.
         shares: the partition.
+        router: who answers whom; None goes by the classes of the shares.
 
     Raises:
         ArtefactError: they were made from different teachers, or one of another share.
@@ -222,7 +229,7 @@ def join_students(paths: Sequence[str], shares: Shares) -> tuple[Routed, list[di
     cards = [dict(model.header.get("card", {})) for model in models]
     for path, card, classes in zip(paths, cards, shares):
         _check_student(path, card, classes, (cards[0].get(TEACHER) or {}).get("fingerprint"))
-    return Routed(models, ClassRouter(shares)).eval(), cards
+    return Routed(models, ClassRouter(shares) if router is None else router).eval(), cards
 
 
 def account(routed: Routed, cards: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -5,6 +5,9 @@
 No text at all is the start alone: the null caption of classifier-free guidance, which training teaches by leaving
 captions out.
 
+A network that was given a list of prompts knows them by number, too: label k stands for prompt k, "no label" for the
+null caption. So whatever works with classes (matching, pairs, partitions, forgetting, scores) works with texts.
+
 An encoder has `ids(texts)`, `context(ids)` -> (tokens, mask), `encode(texts)` -> Cond, `dim` and `learns`. CLIP's text
 tower (:class:`scoreline.nn.clip.CLIPTextEncoder`) is another one, by its published weights.
 
@@ -23,6 +26,7 @@ from torch import Tensor, nn
 from scoreline.core.artefact import recorded
 from scoreline.core.cond import Cond
 from scoreline.core.errors import InputError
+from scoreline.nn.embeddings import check_inputs, null_cond
 from scoreline.nn.network import Network
 from scoreline.nn.plan import Plan, Tracer
 from scoreline.nn.vit import Block
@@ -136,33 +140,43 @@ class TextConditioned(Network):
     """A network with cross-attention and its text encoder as one network: its `tokens` are numbers of texts, (B, L, 1).
 
     So what is trained, averaged, copied and saved holds both. `told(texts)` gives the conditions; the null condition is
-    the null caption.
+    the null caption. Where labels are given and no tokens, they are numbers of the prompts.
 
     Args:
         net: network with `context_dim` equal to the encoder's size.
         encoder: :class:`ByteTransformer` or :class:`scoreline.nn.clip.CLIPTextEncoder`.
+        prompts: texts that are known by number; their count is `num_classes`. None are needed.
 
     Raises:
-        InputError: the network takes no tokens, or tokens of another size.
+        InputError: the network takes no tokens, or tokens of another size; or it knows classes already, or a prompt is
+            empty, too long or given twice.
     """
 
-    def __init__(self, net: Network, encoder: Any) -> None:
+    def __init__(self, net: Network, encoder: Any, prompts: Sequence[str] = ()) -> None:
         super().__init__()
         if "tokens" not in net.accepts:
             raise InputError("network", type(net).__name__, f"takes no tokens; give it context_dim={encoder.dim}")
         wanted = getattr(net, "_arguments", {}).get("context_dim", encoder.dim)
         if wanted != encoder.dim:
             raise InputError("context_dim", wanted, f"the encoder's tokens have size {encoder.dim}")
-        self.net, self.encoder = net, encoder
+        twice = [text for k, text in enumerate(prompts) if text in prompts[:k]]
+        if twice or (prompts and net.num_classes is not None):
+            thing = twice[0] if twice else f"{len(prompts)} beside {net.num_classes} classes"
+            raise InputError("prompts", thing, "give each once, to a network without classes")
+        self.net, self.encoder, self.prompts = net, encoder, list(prompts)
         self.in_shape, self.out_channels, self.num_classes = net.in_shape, net.out_channels, net.num_classes
         self.second_time, self.accepts = net.second_time, net.accepts - {"mask"}
+        if prompts:
+            self.num_classes, self.accepts = len(prompts), self.accepts | {"labels"}
+            self.register_buffer("by_number", self.told([*prompts, None]), persistent=False)
+        self.by_number: Tensor
         self.num_layers, self.num_attention_maps = net.num_layers, net.num_attention_maps
         self.joints, self.taps = net.joints, net.taps
         self._null: Tensor | None = None
 
     def over(self, net: nn.Module) -> TextConditioned:
-        """Another network with a copy of this one's encoder."""
-        return TextConditioned(net, copy.deepcopy(self.encoder))  # type: ignore[arg-type]
+        """Another network with a copy of this one's encoder, and its prompts."""
+        return TextConditioned(net, copy.deepcopy(self.encoder), self.prompts)  # type: ignore[arg-type]
 
     def told(self, texts: Sequence[str | None]) -> Tensor:
         """What Cond(tokens=...) is given for texts, (B, L, 1) int64; None is the null caption."""
@@ -170,7 +184,8 @@ class TextConditioned(Network):
 
     def null(self, cond: Cond | None) -> Cond:
         """`cond` with no class and the null caption."""
-        given = super().null(cond)
+        texts = cond is not None and cond.labels is None and cond.tokens is not None
+        given = null_cond(cond, None if self.prompts and texts else self.num_classes)
         if given.tokens is None:
             return given
         return given.replace(tokens=self.null_tokens(given.tokens).expand(len(given.tokens), -1, -1))
@@ -191,9 +206,13 @@ class TextConditioned(Network):
         return self
 
     def _checked(self, x: Tensor, t: Tensor, cond: Cond | None) -> Cond:
+        if cond is not None and self.prompts and cond.labels is not None:
+            tokens = self.by_number[cond.labels] if cond.tokens is None else cond.tokens
+            cond = cond.replace(labels=None, tokens=tokens)
         if cond is None or cond.tokens is None:
             raise InputError("text", None, "this network takes captions: pass Cond(tokens=net.told([...]))")
-        return super()._checked(x, t, cond)
+        accepts, times = self.net.accepts - {"mask"}, 2 if self.second_time else 1
+        return check_inputs(f"this {type(self).__name__}", x, t, cond, self.in_shape, accepts, times)
 
     def _run(self, x: Tensor, t: Tensor, cond: Cond, tracer: Tracer | None) -> Tensor | None:
         assert cond.tokens is not None
@@ -207,8 +226,12 @@ class TextConditioned(Network):
 
 
 def text_network(model: nn.Module) -> TextConditioned | None:
-    """The network inside a model (a denoiser, views of one, a student) that takes captions, or None."""
+    """The network inside a model (a denoiser, views of one, a student, the first of several) that takes captions, or
+    None."""
     found: Any = model
+    students = getattr(model, "students", None)
+    if isinstance(students, nn.ModuleList):
+        found = students[0]
     while isinstance(getattr(found, "inner", None), nn.Module):
         found = found.inner
     found = getattr(found, "net", found) if not isinstance(found, TextConditioned) else found
@@ -232,7 +255,8 @@ def told_texts(model: nn.Module, texts: Sequence[str | None]) -> Cond:
 
 
 def tokens_of(model: nn.Module, batch: Any, without: Tensor | None = None) -> Tensor | None:
-    """Numbers of a batch's captions, (B, L, 1), as a model takes them; None for a model that takes none.
+    """Numbers of a batch's captions, (B, L, 1), as a model takes them; None for a model that takes none, and where a
+    batch has none for a model that knows prompts by number.
 
     Args:
         model: see :func:`text_network`.
@@ -246,6 +270,8 @@ def tokens_of(model: nn.Module, batch: Any, without: Tensor | None = None) -> Te
     if net is None:
         return None
     texts = batch.extras.get("caption")
+    if texts is None and net.prompts:
+        return None
     if texts is None:
         raise InputError("captions", None, "the model takes captions; give data with some, e.g. captions: digits")
     told = net.told([text or None for text in texts]).to(batch.image.device, non_blocking=True)

@@ -34,9 +34,11 @@ def headline(result: dict[str, Any]) -> str:
     shown = "a class that is kept"
     if result["overrides"] is not None:
         shown = " and ".join(map(str, dict.fromkeys(result["overrides"])))
-    plural, gone = ("es", "theirs") if several else ("", "it")
+    gone, what = "theirs" if several else "it", f"class{'es' if several else ''} {named}"
+    if result.get("concept") is not None:
+        gone, what, shown = "it", f"“{result['concept']}”", f"“{result['override']}”"
     first = (
-        f"Forgetting class{plural} {named}: {percent(after['unlearning accuracy'])} of the requests no longer show "
+        f"Forgetting {what}: {percent(after['unlearning accuracy'])} of the requests no longer show "
         f"{gone}, {percent(after['override hits'])} show {shown}."
     )
     if after["distance"] is None:

@@ -243,8 +243,9 @@ def train(
         return {"resolved": resolve(method, data, **settings)}
     folder = Path(out or f"runs/{Path(name).stem}")
     every = sample_every or recipe.get("sample_every")
-    told = text_network(getattr(method, "denoiser", method)) is not None  # no caption is at hand there
-    sample = _draw if hasattr(method, "denoiser") and every and not told else None
+    reads = text_network(getattr(method, "denoiser", method))
+    silent = reads is not None and not reads.prompts  # no caption is at hand there
+    sample = _draw if hasattr(method, "denoiser") and every and not silent else None
     trained = run(
         method, data, folder, checkpoint_every=checkpoint_every, sample_every=every if sample else None, sample=sample,
         quiet=quiet, **settings,
@@ -257,6 +258,7 @@ def train(
     }  # fmt: skip
     if getattr(data, "captions", None) is not None:
         card["captions"] = data.captions
+    card |= caption_settings(recipe["data"])
     save_artefact(target, model, card=card)
     return {"model": str(target), "folder": str(folder), "steps": trained.step, "losses": trained.losses}
 
@@ -268,6 +270,12 @@ def opened(data: Mapping[str, Any]) -> Any:
         InputError: a setting is unknown or does not fit.
     """
     return call("setting of data", load_paired if "paired" in data else load_images, data)
+
+
+def caption_settings(data: Mapping[str, Any]) -> dict[str, Any]:
+    """What a model's card says of the captions of a recipe's data: {"caption_settings": {...}}, or nothing."""
+    told = {key: data[key] for key in ("captions", "caption_column") if data.get(key) is not None}
+    return {"caption_settings": told} if told else {}
 
 
 def check_images(method: nn.Module, data: Any) -> None:
