@@ -221,6 +221,24 @@ def test_students_are_in_edms_form():
     assert RFPP.student_of(alone, alone) is alone
 
 
+def test_the_noisiest_time_is_a_choice():
+    net = student()
+    assert RFPP(net, premetric="huber").student is net
+    method = RFPP(net, premetric="huber", start=0.999)
+    same, end = method.student, 1 - 1e-5
+    assert (same.schedule.t_min, same.schedule.t_max) == (1e-5, 0.999)
+    x = torch.randn(3, 2)
+    assert torch.equal(same.velocity(x, 0.5), net.velocity(x, 0.5))
+    assert network_of(same) is network_of(net)
+    times = method._times(Noise(0).at(range(4000), (2,)))
+    assert 0.998 < float(times.max()) <= 0.999
+    # One step starts there, with noise of that size.
+    assert float(Straight(steps=1).times(same.schedule)[0]) == 0.999
+    assert float(Straight(steps=1).times(net.schedule)[0]) == end
+    with pytest.raises(InputError, match=r"at most 0\.999"):
+        RFPP(same, premetric="huber", start=end)
+
+
 def test_training_on_exact_pairs_makes_one_step_enough():
     mu, s = torch.tensor([0.7, -0.4]), torch.tensor([0.5, 0.8])
     z = Noise(1).at(range(800), (2,)).normal()

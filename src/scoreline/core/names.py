@@ -144,6 +144,7 @@ TABLE: dict[str, dict[str, str]] = {
         "digits-noisy-classifier": "digits-noisy-classifier.safetensors",
         "digits-progressive-1": "digits-progressive-1.safetensors",
         "digits-progressive-2": "digits-progressive-2.safetensors",
+        "digits-text": "digits-text.safetensors",
     },
     "discriminator": {
         "taps": "scoreline.nn.discriminator:TapDiscriminator",

@@ -42,6 +42,7 @@ from scoreline.fewstep.flows import (
     invert,
     network_of,
     stage_straightness,
+    starting_from,
     velocity_loss,
     velocity_target,
 )
@@ -201,6 +202,9 @@ class RFPP(Method):
         premetric: one of `PREMETRICS`; those with LPIPS need its weights.
         c: "linear" (0.00054 d), "sqrt" (0.00054 sqrt(d)), or a number.
         size: pixels to which images are resized for LPIPS; None leaves them.
+        start: the noisiest time, from which images are made; None takes the student's, 1 - 1e-5 of a copied EDM network
+            as in the paper, sigma = 1e5. A short training sees next to none of the times from 0.999 to that, and what
+            its network says there is of no use.
         inversion: Euler steps with which the teacher inverts images that come without noise, 128 in the paper's last
             fine-tuning; 0 refuses such images. :func:`inverted_pairs` does it once and for all.
         lr: learning rate, or a function of the step.
@@ -225,6 +229,7 @@ class RFPP(Method):
         premetric: str = "lpips-huber/t",
         c: str | float = "linear",
         size: int | None = 224,
+        start: float | None = None,
         inversion: int = 0,
         lr: Lr = 2e-4,
         optimizer: type[torch.optim.Optimizer] = torch.optim.Adam,
@@ -239,7 +244,10 @@ class RFPP(Method):
             raise InputError("inversion", inversion, "needs a teacher that inverts the images")
         if mirrored and levels != "u-shaped":
             raise InputError("mirrored", True, f"belongs to the U-shaped levels, not to {levels}")
-        self.student = student
+        first, last = student.schedule.t_min, student.schedule.t_max
+        if start is not None and not first < start <= last:
+            raise InputError("start", start, f"is a time of the student's, above {first:g}, at most {last:.9g}")
+        self.student = student if start is None else starting_from(student, start)
         self.teacher = teacher.requires_grad_(False).eval() if inversion and teacher is not None else None
         self.levels, self.a, self.mirrored, self.inversion = levels, a, mirrored, inversion
         self._law(torch.zeros(1, dtype=torch.float64))
