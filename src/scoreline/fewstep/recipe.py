@@ -4,8 +4,7 @@ teacher: digits                                # default of --teacher; absent wh
 data: {source: digits, split: train}           # or pairs: {from: teacher, count: 20000, sampler: heun, nfe: 35},
                                                # or pairs: {folder: made-before}
 student: {init: teacher}                       # or {init: fresh, net: {kind: network, name: unet, args: {...}}}, or
-                                               # {from: a-stage}, {model: digits-progressive-1} for the weights of a
-                                               # model, or a whole denoiser {kind:, name:, args:}
+                                               # {from: a-stage}, or a whole denoiser {kind:, name:, args:}
 method: ict                                    # a short name
 settings: {lr: 0.0001}                         # the method's arguments; networks among them as {kind:, name:, args:},
                                                # {from: teacher} is a copy of the teacher's network
@@ -206,9 +205,9 @@ def _check(recipe: Recipe, file: str) -> None:
                     raise InputError(where, None, "needs a teacher: give --teacher MODEL")
                 raise unknown_name(f"{key} of {where}, from", str(given["from"]), {*made, TEACHER})
         student = stage.get("student") or {"init": TEACHER}
-        shapes: list[set[str]] = [{"init"}, {"init", "net"}, {"from"}, {"model"}, {"kind", "name", "args"}]
+        shapes: list[set[str]] = [{"init"}, {"init", "net"}, {"from"}, {"kind", "name", "args"}]
         if set(student) not in shapes or student.get("init", "fresh") not in (TEACHER, "fresh"):
-            mend = "give {init: teacher}, {init: fresh, net:}, {from: STAGE}, {model: NAME}, or {kind:, name:, args}"
+            mend = "give {init: teacher}, {init: fresh, net: ...}, {from: STAGE}, or {kind:, name:, args:}"
             raise InputError(f"student of {where}", student, mend)
         if student.get("init") == "fresh" and "net" not in student:
             raise InputError(f"student of {where}", student, "init: fresh needs net: {kind: network, name:, args:}")
@@ -234,8 +233,8 @@ def make_student(stage: Stage, teacher: Denoiser | None, made: Mapping[str, str]
         torch.manual_seed(derive(stage.seed, "init") % 2**63)
         if "kind" in given:
             return build(given)
-        if "from" in given or "model" in given:
-            found: Denoiser = load(given["model"] if "model" in given else made[given["from"]])
+        if "from" in given:
+            found: Denoiser = load(made[given["from"]])
             return found if isinstance(found, _wanted(cls)) else cls.student_of(found)
         return cls.student_of(teacher, build(given["net"])) if "net" in given else cls.student_of(teacher)
 
