@@ -22,12 +22,23 @@ def test_card_of_a_file(scoreline: Any, tiny: str) -> None:
 
 def test_the_models_that_come_with_scoreline(scoreline: Any) -> None:
     rows = {row["name"]: row for row in scoreline("models", "--json").json}
-    assert sorted(rows) == ["digits", "digits-eps", "digits-net", "digits-noisy-classifier"]
+    trained = ["digits", "digits-eps", "digits-net", "digits-noisy-classifier", "digits-text"]
+    students = {"digits-progressive-1": 1, "digits-progressive-2": 2}
+    assert sorted(rows) == sorted([*trained, *students])
     for name, row in rows.items():
-        assert row["command"].startswith(f"scoreline train {name}")
+        if name in trained:
+            assert row["command"].startswith(f"scoreline train {name}")
         assert row["data"] == "digits"
-    text = scoreline("models").out
-    assert all(name in text for name in rows)
+    lines = {line.split()[0]: line for line in scoreline("models").out.splitlines() if line}
+    for name in rows:
+        assert name in lines
+    for name, steps in students.items():
+        row = rows[name]
+        assert row["sampling"]["steps"] == [steps]
+        assert row["command"] == "scoreline distill progressive --steps 1200 --out runs/progressive"
+        assert row["minutes on one core"] <= 30
+        assert "/tmp/" not in str(row)
+        assert f"{steps}-step student" in lines[name]
 
 
 def test_none_is_said(scoreline: Any, monkeypatch: pytest.MonkeyPatch) -> None:

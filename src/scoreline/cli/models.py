@@ -54,6 +54,19 @@ def show(result: list[dict[str, Any]]) -> None:
     screen = console()
     if not result:
         screen.print("no models came with this installation")
+    if len(result) > 1:
+        listed = Table(box=None, pad_edge=False)
+        for name in ("model", "kind", "parameters", "made by"):
+            listed.add_column(name, overflow="fold", justify="right" if name == "parameters" else "left")
+        for row in result:
+            # A student's steps are part of what it is.
+            steps = (row.get("sampling") or {}).get("steps")
+            kind = row["kind"] if steps is None else f"{'/'.join(map(str, steps))}-step student"
+            count = row.get("parameters")
+            listed.add_row(row["name"], kind, "" if count is None else f"{count:,}", Text(str(row.get("command", ""))))
+        screen.print(listed)
+        screen.print("\nscoreline models NAME tells the rest: scores, data, settings")
+        return
     for row in result:
         table = Table(title=row["name"], title_justify="left", show_header=False, box=None, padding=(0, 2, 0, 2))
         table.add_column(no_wrap=True)
