@@ -23,7 +23,7 @@ def test_card_of_a_file(scoreline: Any, tiny: str) -> None:
 def test_the_models_that_come_with_scoreline(scoreline: Any) -> None:
     rows = {row["name"]: row for row in scoreline("models", "--json").json}
     trained = ["digits", "digits-eps", "digits-net", "digits-noisy-classifier", "digits-text"]
-    students = {"digits-progressive-1": 1, "digits-progressive-2": 2}
+    students = {"digits-f-distill": 1, "digits-progressive-1": 1, "digits-progressive-2": 2}
     assert sorted(rows) == sorted([*trained, *students])
     for name, row in rows.items():
         if name in trained:
@@ -35,7 +35,9 @@ def test_the_models_that_come_with_scoreline(scoreline: Any) -> None:
     for name, steps in students.items():
         row = rows[name]
         assert row["sampling"]["steps"] == [steps]
-        assert row["command"] == "scoreline distill progressive --steps 1200 --out runs/progressive"
+        method = row["method"]
+        assert row["command"].startswith(f"scoreline distill {method} --steps ")
+        assert row["command"].endswith(f" --out runs/{method}")
         assert row["minutes on one core"] <= 30
         assert "/tmp/" not in str(row)
         assert f"{steps}-step student" in lines[name]

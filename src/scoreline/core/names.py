@@ -140,6 +140,7 @@ TABLE: dict[str, dict[str, str]] = {
         # Files in scoreline/models, not import paths.
         "digits": "digits.safetensors",
         "digits-eps": "digits-eps.safetensors",
+        "digits-f-distill": "digits-f-distill.safetensors",
         "digits-net": "digits-net.safetensors",
         "digits-noisy-classifier": "digits-noisy-classifier.safetensors",
         "digits-progressive-1": "digits-progressive-1.safetensors",
