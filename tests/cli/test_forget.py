@@ -150,7 +150,7 @@ def test_a_concept_of_captions_is_forgotten(scoreline: Any, reads: str) -> None:
     assert found["kept"] == list(range(1, 10))
     assert len(found["rows"]["after"]["accuracy"]) == 10
     assert found["rows"]["after"]["kept"] == 90
-    assert all("zero" in text for text in found["columns"][:5])
+    assert ["zero" in text for text in found["columns"]] == [True] + [False] * 9
     settings = json.loads(Path("f/run.json").read_text())["config"]["given"]["stage"]["settings"]
     known = load("f/model.safetensors").net.prompts
     for gone, instead in zip(settings["forget"], settings["override"]):

@@ -230,6 +230,7 @@ def request_grid(
     forgotten: Sequence[int],
     path: str | Path,
     *,
+    kept: Sequence[int] | None = None,
     seed: int = 0,
     device: torch.device | str = "cpu",
 ) -> list[int]:
@@ -240,6 +241,7 @@ def request_grid(
         models: (name, model, sampler), shown one below the other.
         forgotten: the classes.
         path: of the PNG.
+        kept: what stands beside them, as far as there is room; None takes the other classes in turn.
         seed: of the noise.
         device: where to sample.
 
@@ -247,7 +249,8 @@ def request_grid(
         The classes of the columns.
     """
     known = models[0][1].num_classes or 0
-    shown = [*forgotten, *(c for c in range(known) if c not in forgotten)][: max(COLUMNS, len(forgotten))]
+    others = [c for c in range(known) if c not in forgotten] if kept is None else kept
+    shown = [*forgotten, *others][: max(COLUMNS, len(forgotten))]
     parts, names = [], []
     for name, model, sampler in models:
         generator = Sampled(model.to(device).eval(), sampler)

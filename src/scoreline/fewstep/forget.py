@@ -269,9 +269,14 @@ def forget(
                 )  # fmt: skip
             rows[name] = {"sampler": text, **ledger[key]["scores"]}
             advance(count, name)
+    first, beside = prompts, None
+    if judged is not None:  # of captions one of each class
+        first = [judged.index(c) for c in gone]
+        beside = [judged.index(c) for c in dict.fromkeys(judged) if c not in gone]
     shown: list[Any] = request_grid(
-        [(name, model, chosen) for name, _, model, chosen in models], prompts, folder / "forgetting.png", device=place
-    )
+        [(name, model, chosen) for name, _, model, chosen in models], first,
+        folder / "forgetting.png", kept=beside, device=place,
+    )  # fmt: skip
     if reads is not None:
         shown = [reads.prompts[k] for k in shown]
     result: dict[str, Any] = {

@@ -112,9 +112,10 @@ def write_forgetting_report(result: dict[str, Any], folder: str | Path) -> list[
     """
     root = Path(folder)
     picture = root / "forgetting.png"
+    told = [f"“{column}”" if isinstance(column, str) else str(column) for column in result["columns"]]
     values = {
         "results": result, "headline": headline(result), "summary": summary_rows(result), "classes": class_rows(result),
-        "picture": base64.b64encode(picture.read_bytes()).decode(), "columns": ", ".join(map(str, result["columns"])),
+        "picture": base64.b64encode(picture.read_bytes()).decode(), "columns": ", ".join(told),
     }  # fmt: skip
     page = root / "report.html"
     with atomic_path(page) as temporary:
