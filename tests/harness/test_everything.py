@@ -131,6 +131,9 @@ SMALL: dict[tuple[str, str], Callable[[], Any]] = {
     ),
     ("router", "classes"): lambda: lookup("router", "classes")([[0, 2], [1]]),
     ("router", "quadrants"): lambda: lookup("router", "quadrants")([0.5, 0.0], [[1.0, 0.0], [0.0, 1.0]], [0.0] * 3),
+    ("router", "texts"): lambda: lookup("router", "texts")(
+        lookup("text", "bytes")(width=2, heads=1, depth=0), ["a", "b"], [0.5, 0.0], [[1.0, 0.0], [0.0, 1.0]], [0.0] * 3
+    ),
     ("denoiser", "gaussian"): lambda: lookup("denoiser", "gaussian")(
         lookup("schedule", "vp")(), torch.zeros(IMAGE), 0.5
     ),
