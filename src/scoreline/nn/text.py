@@ -17,6 +17,7 @@ Reference: Vaswani et al. 2017 (arXiv 1706.03762); Xue et al. 2022 (ByT5, arXiv 
 from __future__ import annotations
 
 import copy
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any, Protocol, Self
 
@@ -159,7 +160,7 @@ class TextConditioned(Network):
         wanted = getattr(net, "_arguments", {}).get("context_dim", encoder.dim)
         if wanted != encoder.dim:
             raise InputError("context_dim", wanted, f"the encoder's tokens have size {encoder.dim}")
-        twice = [text for k, text in enumerate(prompts) if text in prompts[:k]]
+        twice = [text for text, count in Counter(prompts).items() if count > 1]
         if twice or (prompts and net.num_classes is not None):
             thing = twice[0] if twice else f"{len(prompts)} beside {net.num_classes} classes"
             raise InputError("prompts", thing, "give each once, to a network without classes")
