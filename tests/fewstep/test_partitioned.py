@@ -18,8 +18,9 @@ from scoreline.core.noise import Noise
 from scoreline.diffusion.preconditioned import Preconditioned
 from scoreline.diffusion.schedules import EDM
 from scoreline.evaluate.specs import labels_for
+from scoreline.fewstep.class_shares import ClassRouter, consecutive_shares
 from scoreline.fewstep.distill import distill
-from scoreline.fewstep.msd import ClassRouter, Routed, consecutive_shares
+from scoreline.fewstep.msd import Routed
 from scoreline.fewstep.partitioned import account, join_students, share_recipe, shares_of
 from scoreline.fewstep.recipe import Recipe, make_method, make_student, read_recipe, staged_recipes
 from scoreline.nn.mlp import MLP

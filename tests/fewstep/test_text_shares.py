@@ -16,9 +16,8 @@ from scoreline.core.noise import Noise
 from scoreline.diffusion.preconditioned import Preconditioned
 from scoreline.diffusion.schedules import EDM
 from scoreline.fewstep.distill import distill
-from scoreline.fewstep.msd import quadrants
 from scoreline.fewstep.recipe import read_recipe
-from scoreline.fewstep.text_shares import TextRouter, pooled_texts, text_router, text_shares
+from scoreline.fewstep.text_shares import QuadrantRouter, TextRouter, pooled_texts, quadrants, text_router, text_shares
 from scoreline.nn.text import ByteTransformer, TextConditioned
 from scoreline.nn.unet import UNet
 from scoreline.samplers.generator import Sampled
@@ -43,6 +42,36 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> str:
     path = tmp_path_factory.mktemp("texts") / "reads.safetensors"
     save_artefact(path, reading(PROMPTS), card={"data": "digits", "caption_settings": {"captions": "digits"}})
     return str(path)
+
+
+def test_quadrants_of_texts() -> None:
+    rows = torch.randn(401, 6, generator=torch.Generator().manual_seed(0)) * torch.tensor([5.0, 3, 1, 1, 1, 1]) + 2
+    for nested in (False, True):
+        router = quadrants(rows, nested=nested)
+        number = router(Cond(vector=rows))
+        sizes = torch.bincount(number, minlength=4)
+        # Halves of the first component to a prompt; quarters where the second medians are those of the halves.
+        assert abs(int(sizes[2:].sum()) - 200) <= 1
+        assert (sizes - 100).abs().max() <= (1 if nested else 25)
+        # The axes are the two widest directions here, their largest entries positive.
+        expected = 2 * (rows[:, 0] > rows[:, 0].median()).long() + (rows[:, 1] > rows[:, 1].median()).long()
+        assert (number == expected).float().mean() > (0.85 if nested else 0.9)
+        assert (router.axes.diagonal() > 0.9).all()
+    tokens = rows[:, None].expand(-1, 3, -1).clone()
+    mask = torch.tensor([True, True, False]).expand(401, 3)
+    tokens[:, 0] += 1
+    tokens[:, 1] -= 1
+    tokens[:, 2] = 99
+    assert torch.equal(router(Cond(tokens=tokens, mask=mask)), number)
+    assert torch.equal(router(Cond(tokens=rows[:, None])), number)
+    for cond, word in ((None, "vector or tokens"), (Cond(vector=rows[:, :3]), "embeddings of 6")):
+        with pytest.raises(InputError, match=word):
+            router(cond)
+    for bad in (rows[:3], torch.arange(12.0)[:, None] * torch.ones(2), torch.full((6, 2), torch.nan)):
+        with pytest.raises(InputError, match="embeddings"):
+            quadrants(bad)
+    with pytest.raises(InputError, match="two directions"):
+        QuadrantRouter([0.0, 0.0], [[1.0, 0.0]], [0.0, 0.0, 0.0])
 
 
 def test_every_caption_has_one_student(teacher: str) -> None:

@@ -39,17 +39,17 @@ from scoreline.diffusion.closed_form import Empirical
 from scoreline.diffusion.preconditioned import Preconditioned
 from scoreline.diffusion.schedules import EDM
 from scoreline.evaluate.specs import labels_for
-from scoreline.fewstep.dmd2 import DMD2
-from scoreline.fewstep.mean_map import mean_map
-from scoreline.fewstep.msd import (
+from scoreline.fewstep.class_shares import (
     ClassRouter,
-    Routed,
     consecutive_shares,
     interleaved_shares,
     of_classes,
     random_shares,
     within_share_scatter,
 )
+from scoreline.fewstep.dmd2 import DMD2
+from scoreline.fewstep.mean_map import mean_map
+from scoreline.fewstep.msd import Routed
 from scoreline.fewstep.teacher_matching import TeacherMatching
 from scoreline.metrics.frechet import frechet_distance
 from scoreline.nn.mlp import MLP

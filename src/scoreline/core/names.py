@@ -49,8 +49,8 @@ TABLE: dict[str, dict[str, str]] = {
     },
     "router": {
         # Which of several models a condition is sent to.
-        "classes": "scoreline.fewstep.msd:ClassRouter",
-        "quadrants": "scoreline.fewstep.msd:QuadrantRouter",
+        "classes": "scoreline.fewstep.class_shares:ClassRouter",
+        "quadrants": "scoreline.fewstep.text_shares:QuadrantRouter",
         "texts": "scoreline.fewstep.text_shares:TextRouter",
     },
     "adapter": {

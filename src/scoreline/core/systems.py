@@ -287,6 +287,7 @@ SYSTEMS = (
         8,
         "scoreline.fewstep.msd",
         (
+            "scoreline.fewstep.class_shares",
             "scoreline.fewstep.teacher_matching",
             "scoreline.fewstep.dmd2",
             "scoreline.fewstep.matching",

@@ -41,8 +41,8 @@ from scoreline.evaluate.compare import converged
 from scoreline.evaluate.pairs import plan_pairs, write_pairs
 from scoreline.evaluate.specs import check_fit, labels_for, make_sampler
 from scoreline.evaluate.strengths import strengths_of
+from scoreline.fewstep.class_shares import of_classes
 from scoreline.fewstep.monitor import Quality, draw
-from scoreline.fewstep.msd import of_classes
 from scoreline.fewstep.recipe import TEACHER, Recipe, Stage, check_students, make_method, make_student
 from scoreline.nn.text import text_network, tokens_of
 from scoreline.samplers.generator import Sampled

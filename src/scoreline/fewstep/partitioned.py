@@ -41,10 +41,8 @@ from scoreline.data.grid import write_png
 from scoreline.evaluate.pairs import write_pairs
 from scoreline.evaluate.processes import become_worker
 from scoreline.evaluate.progress import progress
-from scoreline.fewstep.distill import COSTS, _is_picture, _pair_plan, distill, steps_picture
-from scoreline.fewstep.msd import (
+from scoreline.fewstep.class_shares import (
     ClassRouter,
-    Routed,
     Shares,
     check_shares,
     clustered_shares,
@@ -52,6 +50,8 @@ from scoreline.fewstep.msd import (
     interleaved_shares,
     random_shares,
 )
+from scoreline.fewstep.distill import COSTS, _is_picture, _pair_plan, distill, steps_picture
+from scoreline.fewstep.msd import Routed
 from scoreline.fewstep.recipe import TEACHER, Recipe, Stage
 from scoreline.fewstep.text_shares import TextRouter, text_router, text_shares
 from scoreline.train.recipe import opened
