@@ -19,6 +19,7 @@ from scoreline.core.noise import Noise
 from scoreline.diffusion.closed_form import Mixture
 from scoreline.diffusion.preconditioned import Preconditioned
 from scoreline.diffusion.schedules import EDM, Cosine, Discrete
+from scoreline.fewstep.distill import distill
 from scoreline.fewstep.mean_map import MeanMap
 from scoreline.fewstep.recipe import make_method, make_student, read_recipe
 from scoreline.fewstep.sfd import (
@@ -477,3 +478,9 @@ def test_the_digits_preset_is_read() -> None:
     taught = load("digits")
     made: Any = make_method(stage, make_student(stage, taught, {}), taught)
     assert (made.forget, made.override, made.student.sigma_data) == ([0], 1, 0.75)
+
+
+def test_the_card_of_a_student_says_what_it_has_forgotten(tmp_path: Path) -> None:
+    distill(read_recipe("sfd", preset="digits", changes={"steps": 1, "batch_size": 4}), tmp_path / "run")
+    card = load(tmp_path / "run" / "model.safetensors").header["card"]
+    assert card["forgotten"] == {"classes": [0], "override": 1}

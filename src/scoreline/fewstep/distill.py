@@ -383,6 +383,9 @@ def _card(
     share = (stage.get("settings") or {}).get("classes", images.get("classes"))
     if share is not None:
         card["classes"] = list(share)
+    gone = (stage.get("settings") or {}).get("forget")
+    if gone:
+        card["forgotten"] = {"classes": list(gone), "override": stage["settings"].get("override", "random")}
     sources = {"teacher": teacher is not None, "images": bool(images), "pairs": isinstance(data, PairStore)}
     card["learns_from"] = [name for name, used in sources.items() if used]
     if hasattr(method, "made_for"):
