@@ -19,6 +19,7 @@ from scoreline.data.images import Batch
 from scoreline.diffusion.closed_form import Gaussian
 from scoreline.diffusion.preconditioned import Preconditioned
 from scoreline.diffusion.schedules import EDM, VP, Discrete
+from scoreline.evaluate.strengths import strengths_of, told_strength
 from scoreline.fewstep.adversarial import discriminator_loss, generator_loss
 from scoreline.fewstep.guided import GuidedConsistency, WeightGuided, sub_steps
 from scoreline.fewstep.maps import latent_scalings
@@ -401,6 +402,9 @@ def test_what_does_not_fit_is_refused() -> None:
         SCott(SCott.student_of(bare), Gaussian(TABLE, torch.zeros(2), 1.0), guidance=None)
     with pytest.raises(InputError, match="network to tap"):
         SCott(SCott.student_of(bare), Gaussian(TABLE, torch.zeros(3), 1.0), guidance=None)
+    own = GuidedConsistency(told.net, EDM(), kind="eps")
+    with pytest.raises(InputError, match="knows levels of Discrete alone"):
+        SCott(own, told, guidance=None)
     with pytest.raises(InputError, match="schedule and kind"):
         SCott.student_of(Gaussian(TABLE, torch.zeros(3), 1.0))
     dark = Preconditioned(MLP(in_shape=(3,), width=8), Discrete(zero_terminal_snr=True), kind="v")
@@ -429,6 +433,10 @@ def test_the_strength_survives_a_file(tmp_path: Path) -> None:
     student: Any = load(str(tmp_path / "student.safetensors"))
     assert isinstance(student, GuidedConsistency)
     assert float(student.guidance) == 0.75
+    # And so does the interval of its training, beyond which a strength is refused.
+    assert strengths_of(student) == {"default": 0.75, "interval": [0.0, 2.0]}
+    with pytest.raises(InputError, match="from 0 to 2"):
+        told_strength(student, 2.5)
 
 
 def test_the_average_follows_the_student() -> None:

@@ -11,9 +11,11 @@ import torch
 from scoreline.core.artefact import save_artefact
 from scoreline.core.errors import InputError
 from scoreline.diffusion.preconditioned import Preconditioned
-from scoreline.diffusion.schedules import Cosine
+from scoreline.diffusion.schedules import EDM, Cosine
 from scoreline.fewstep.guidance_students import DistilledGuidance
 from scoreline.nn.mlp import MLP
+from scoreline.nn.text import ByteTransformer, TextConditioned
+from scoreline.nn.unet import UNet
 from scoreline.report.guidance_report import write_guidance_report
 
 
@@ -39,5 +41,11 @@ def test_a_page_stands_alone(tmp_path: Path) -> None:
     assert "http" not in re.sub(r"base64,[^\"]+", "", text)
     with pytest.raises(InputError, match="takes a guidance weight"):
         write_guidance_report("digits", tmp_path)
+    net = UNet(in_shape=(1, 4, 4), base_channels=8, channel_mult=(1,), num_blocks=1, attention=(4,), context_dim=8,
+               weight_input=True)  # fmt: skip
+    reader = DistilledGuidance(Preconditioned(TextConditioned(net, ByteTransformer(width=8, depth=1, length=8)), EDM()))
+    save_artefact(tmp_path / "reader.safetensors", reader, card=card)
+    with pytest.raises(InputError, match="neither classes nor prompts"):
+        write_guidance_report(tmp_path / "reader.safetensors", tmp_path)
     with pytest.raises(InputError, match="2 or more"):
         write_guidance_report(path, tmp_path, stops=1)

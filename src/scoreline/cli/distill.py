@@ -66,6 +66,7 @@ def run(
         skip_nonfinite: how many non-finite updates may be left out before the run stops.
         dry_run: print the resolved run and stop.
     """
+    from scoreline.core.load import load
     from scoreline.fewstep.distill import distill
     from scoreline.fewstep.recipe import read_recipe
 
@@ -79,7 +80,7 @@ def run(
         skip_nonfinite=skip_nonfinite, dry_run=dry_run, command=command, quiet=quiet,
     )  # fmt: skip
     strengths = result.get("guidance_weight") or {}
-    if strengths.get("interval") and result["picture"]:
+    if strengths.get("interval") and result["picture"] and load(result["model"]).num_classes is not None:
         from scoreline.report.guidance_report import write_guidance_report
 
         result["page"] = str(write_guidance_report(result["model"], result["folder"], recipe.teacher))

@@ -25,7 +25,7 @@ def strengths_of(model: Denoiser) -> dict[str, Any] | None:
     if not isinstance(default, torch.Tensor) or not getattr(model, "takes_weight", True):
         return None
     interval = getattr(model, "interval", None)
-    known = None if interval is None else [float(v) for v in interval.tolist()]
+    known = None if interval is None or not bool(interval.isfinite().all()) else interval.tolist()
     return {"default": float(default), "interval": known}
 
 

@@ -14,7 +14,7 @@ from scoreline.diffusion.preconditioned import Preconditioned
 from scoreline.fewstep.teachers import copied, innermost
 from scoreline.nn.discriminator import FeatureDiscriminator, TapDiscriminator
 
-__all__ = ["frozen_part", "named_discriminator"]
+__all__ = ["frozen_part", "named_discriminator", "seen_by"]
 
 
 def named_discriminator(
@@ -35,25 +35,7 @@ def named_discriminator(
     if not isinstance(given, str):
         return given
     if given == "taps":
-        inner = None if teacher is None else innermost(teacher)
-        if not isinstance(inner, Preconditioned):
-            mend = "has no network to tap; give a discriminator of one's own, or null"
-            raise InputError("teacher", None if inner is None else type(inner).__name__, mend)
-        middle = 0.5 * (schedule.t_min + schedule.t_max)
-        alike = all(
-            math.isclose(mine(t), its(t), rel_tol=1e-9)
-            for t in (schedule.t_min, middle)
-            for mine, its in ((schedule.alpha, inner.schedule.alpha), (schedule.sigma, inner.schedule.sigma))
-        )
-        if not alike and (inner.kind, inner.time_input) != ("edm", "ln-sigma/4"):
-            known = type(inner.schedule).__name__
-            mend = f"the teacher's network knows levels of {known} alone; give a discriminator of one's own"
-            raise InputError("discriminator", "taps", mend)
-        seen = Preconditioned(
-            inner.net, schedule, kind=inner.kind, sigma_data=inner.sigma_data, time_input=inner.time_input,
-            learned_variance=inner.learned_variance,
-        )  # fmt: skip
-        return TapDiscriminator(seen)
+        return TapDiscriminator(seen_by(teacher, schedule))
     if given == "features":
         from scoreline.evaluate.protocols import digits_net
 
@@ -64,6 +46,37 @@ def named_discriminator(
             net = copied(digits_net())
         return FeatureDiscriminator(net, ("conv2", "conv4", net.tap))
     raise unknown_name("discriminator", given, ("features", "taps"))
+
+
+def seen_by(teacher: Denoiser | None, schedule: Schedule, *, copy: bool = False) -> Preconditioned:
+    """The teacher's network as it is asked in coordinates of a schedule, whose features a discriminator taps.
+
+    Args:
+        teacher: whose network it is.
+        schedule: in whose coordinates x and t are.
+        copy: whether it is a copy of the network, which can be trained.
+
+    Raises:
+        InputError: there is no teacher with a network, or its network knows levels of another schedule alone.
+    """
+    inner = None if teacher is None else innermost(teacher)
+    if not isinstance(inner, Preconditioned):
+        mend = "has no network to tap; give a discriminator of one's own, or null"
+        raise InputError("teacher", None if inner is None else type(inner).__name__, mend)
+    middle = 0.5 * (schedule.t_min + schedule.t_max)
+    alike = all(
+        math.isclose(mine(t), its(t), rel_tol=1e-9)
+        for t in (schedule.t_min, middle)
+        for mine, its in ((schedule.alpha, inner.schedule.alpha), (schedule.sigma, inner.schedule.sigma))
+    )
+    if not alike and (inner.kind, inner.time_input) != ("edm", "ln-sigma/4"):
+        known = type(inner.schedule).__name__
+        mend = f"the teacher's network knows levels of {known} alone; give a discriminator of one's own"
+        raise InputError("discriminator", "taps", mend)
+    return Preconditioned(
+        copied(inner.net) if copy else inner.net, schedule, kind=inner.kind, sigma_data=inner.sigma_data,
+        time_input=inner.time_input, learned_variance=inner.learned_variance,
+    )  # fmt: skip
 
 
 def frozen_part(discriminator: nn.Module | None) -> tuple[nn.Module, ...]:

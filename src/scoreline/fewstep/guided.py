@@ -124,7 +124,8 @@ class WeightGuided(View):
 class GuidedConsistency(LatentConsistency):
     """A consistency function in Latent Consistency's form that is told the guidance strength w: SCott's student.
 
-    `cond.weight` is w, 0 unguided; where none is given it is `guidance`, which is saved with the weights.
+    `cond.weight` is w, 0 unguided; where none is given it is `guidance`. This and the `interval` of its training, (2,),
+    infinite before any, are saved with the weights.
 
     Args:
         net: network `net(x, t, cond)`; with `weight_input=True` it takes w.
@@ -134,6 +135,7 @@ class GuidedConsistency(LatentConsistency):
     """
 
     guidance: Tensor
+    interval: Tensor
 
     def __init__(
         self,
@@ -155,11 +157,13 @@ class GuidedConsistency(LatentConsistency):
         self.skip, self.trained = skip, sub_steps(schedule, h=1, skip=skip, points=points)[::-1, 0].copy()
         self.takes_weight = "weight" in getattr(net, "accepts", ())
         self.register_buffer("guidance", torch.tensor(USUAL))
+        self.register_buffer("interval", torch.tensor([0.0, torch.inf]))
 
     def with_net(self, net: nn.Module) -> GuidedConsistency:
         """The same student over another network."""
         made = GuidedConsistency(net, **{k: v for k, v in self._arguments.items() if k != "net"})  # type: ignore
         made.guidance.copy_(self.guidance)
+        made.interval.copy_(self.interval)
         return made.train(self.training)
 
     def levels(self, steps: int) -> Any:

@@ -35,6 +35,7 @@ from scoreline.core.schedule import Schedule
 from scoreline.diffusion.preconditioned import Preconditioned
 from scoreline.fewstep.adversarial import ADVERSARIAL, discriminator_loss, generator_loss
 from scoreline.fewstep.consistency import as_target
+from scoreline.fewstep.discriminators import named_discriminator, seen_by
 from scoreline.fewstep.distances import distance as named_distance
 from scoreline.fewstep.guided import SKIP, USUAL, GuidedConsistency, WeightGuided, sub_steps, told, weight_taking
 from scoreline.fewstep.teachers import advance, check_alike, copied, ema_update, innermost
@@ -221,6 +222,7 @@ class SCott(Method):
             low, high = self.range
             wanted = min(max(USUAL, low), high) if sampling_guidance is None else sampling_guidance
             student.guidance.fill_(wanted)
+            student.interval.copy_(torch.tensor(self.range))
         self.adapted = lora is not None
         if lora is not None:
             LoRA.of(student.net, **_checked_lora(lora)).attach(student.net)
@@ -230,7 +232,7 @@ class SCott(Method):
             if discriminator not in DISCRIMINATORS:
                 raise unknown_name("discriminator", discriminator, DISCRIMINATORS)
             rank = discriminator_rank if discriminator == "lora" else None
-            discriminator = _tapped(teacher, student.schedule, rank) if adversarial_weight else None
+            discriminator = _judge(teacher, student, rank) if adversarial_weight else None
         self.discriminator = discriminator if adversarial_weight else None
         self.adversarial, self.adversarial_weight, self.renoise = adversarial, adversarial_weight, renoise
         self.target_rate, self.apart = target_rate, named_distance(distance)
@@ -361,18 +363,11 @@ def _checked_lora(lora: Mapping[str, Any]) -> dict[str, Any]:
     return dict(lora)
 
 
-def _tapped(teacher: Denoiser, schedule: Schedule, rank: int | None) -> TapDiscriminator:
-    inner = innermost(teacher)
-    if not isinstance(inner, Preconditioned):
-        mend = "has no network to tap; give a discriminator of one's own, or null"
-        raise InputError("teacher", type(inner).__name__, mend)
-    net: Any = inner.net if rank is None else copied(inner.net)
-    seen = Preconditioned(
-        net, schedule, kind=inner.kind, sigma_data=inner.sigma_data, time_input=inner.time_input,
-        learned_variance=inner.learned_variance,
-    )  # fmt: skip
+def _judge(teacher: Denoiser, student: GuidedConsistency, rank: int | None) -> nn.Module | None:
     if rank is None:
-        return TapDiscriminator(seen)
+        return named_discriminator("taps", teacher, student.schedule, student.shape)
+    seen = seen_by(teacher, student.schedule, copy=True)
+    net: Any = seen.net
     decoder = any(".decoder." in f".{name}." for name, _ in net.named_modules())
     judge = TapDiscriminator(seen, ("decoder",) if "decoder" in net.taps else None)
     LoRA.of(net, rank=rank, layers=["*decoder.*"] if decoder else None).attach(net)

@@ -49,13 +49,16 @@ def write_guidance_report(
         The page.
 
     Raises:
-        InputError: the model is told no strength or not how it is sampled, or makes no pictures.
+        InputError: the model is told no strength or not how it is sampled, knows no conditions by number, or makes no
+            pictures.
         ArtefactError: a file cannot be read or written.
     """
     student = load(str(model))
     told, own = strengths_of(student), sampling_of(student)
     if told is None or told["interval"] is None or own is None:
         raise InputError("model", str(model), "is no student that takes a guidance weight as an input")
+    if student.num_classes is None:
+        raise InputError("model", str(model), "has neither classes nor prompts that it knows by number to be shown for")
     if stops < 2:
         raise InputError("stops", stops, "a slider has 2 or more")
     low, high = told["interval"]
