@@ -30,6 +30,7 @@ from scoreline.core.cost import machine
 from scoreline.core.load import load
 from scoreline.core.noise import Noise
 from scoreline.core.sampler import Sampler
+from scoreline.core.systems import system
 from scoreline.data import load_images
 from scoreline.evaluate.compare import converged_sampler, model_macs
 from scoreline.evaluate.protocols import FID_DIGITS_COUNT, FrechetProtocol, digits_net, digits_protocols, features_of
@@ -148,46 +149,90 @@ def spread(entry: Mapping[str, Any], name: str) -> str:
     return f"{mean(values):.3g} ({min(values):.3g} to {max(values):.3g})"
 
 
-def rows(record: Mapping[str, Any]) -> list[list[object]]:
-    """The table, the best at one step first."""
-    exact = [entry for key, entry in record["arms"].items() if "|converged" in key]
-    base = {str(e.get("classes")): summary(e)["fd-digits"] for e in exact}
-    over = {id(e): summary(e)["fd-digits"] / base[str(e.get("classes"))] for e in record["arms"].values()}
-    order = sorted(record["arms"].values(), key=lambda e: (e not in exact, e["steps"], over[id(e)]))
+def over(record: Mapping[str, Any]) -> dict[str, float]:
+    """fid@digits of every arm over that of the teacher's converged ODE, on the same classes."""
+    arms = record["arms"]
+    base = {str(e.get("classes")): summary(e)["fd-digits"] for key, e in arms.items() if "|converged" in key}
+    return {key: summary(e)["fd-digits"] / base[str(e.get("classes"))] for key, e in arms.items()}
+
+
+def overview(record: Mapping[str, Any]) -> list[list[object]]:
+    """A row for each training, the best at the fewest steps first: quality at 1, 2 and 4 steps, and what it cost."""
+    ratio, found = over(record), {}
+    for key, e in record["arms"].items():
+        found.setdefault(title(e), {})[e["steps"]] = key
+    lines = []
+    for name, at in sorted(found.items(), key=lambda item: (min(item[1]), ratio[item[1][min(item[1])]])):
+        if 64 in at:  # the teacher's converged ODE, the measure of all others
+            continue
+        cells = []
+        for n in COLUMNS:
+            e = record["arms"].get(at.get(n, ""))
+            cells.append("" if e is None else f"{summary(e)['fd-digits']:.3g} ({ratio[at[n]]:.2f})")
+        entry = record["arms"][at[min(at)]]
+        lines.append([name, paper(entry), *cells, f"{entry['parameters'] / 1e3:.0f}k", *cost(entry["card"])])
+    return lines
+
+
+def details(record: Mapping[str, Any]) -> list[list[object]]:
+    """A row for each number of steps, with the spread over seeds and the scores beside the fixed one."""
+    ratio = over(record)
+    order = sorted(record["arms"].items(), key=lambda item: (item[1]["steps"] % 64, ratio[item[0]]))
     return [
         [
-            title(e), e["steps"], spread(e, "fd-digits"), f"{over[id(e)]:.2f}",
-            spread(e, "fd-pixels"), f"{summary(e)['precision']:.2f}", f"{summary(e)['recall']:.2f}",
-            f"{e['parameters'] / 1e3:.0f}k", *cost(e["card"]),
+            title(e), e["steps"], spread(e, "fd-digits"), f"{ratio[key]:.2f}", spread(e, "fd-pixels"),
+            f"{summary(e)['precision']:.2f}", f"{summary(e)['recall']:.2f}",
         ]
-        for e in order
+        for key, e in order
     ]  # fmt: skip
 
 
+def trained_as(entry: Mapping[str, Any]) -> str:
+    """The name that the command of a student's training gives."""
+    found = re.match(r"scoreline (?:distill|train|forget) (\S+)", entry["card"].get("command", ""))
+    return found[1].split("-digits")[0] if found else ""
+
+
 def title(entry: Mapping[str, Any]) -> str:
-    """The method, its preset where it is another than digits, how long each training was, and the classes if some."""
-    told, parts = entry["card"], [entry["name"]]
-    if "training_seconds" in told:
-        preset = re.search(r"--preset (\S+)", told["command"])
-        parts += [preset[1]] if preset else []
-        parts += [f"{told['steps']} turns"]
+    """The command of a student's training, its stage where that is not the last, and the classes if only some."""
+    told = entry["card"]
+    if "training_seconds" not in told:
+        return str(entry["name"])
+    parts = [f"`{told['command'].removeprefix('scoreline ')}`"]
+    if entry["name"] in STAGES:
+        parts.append(f"its {entry['name']}")
     if entry.get("classes"):
-        parts += ["classes " + " ".join(map(str, entry["classes"]))]
+        parts.append("classes " + " ".join(map(str, entry["classes"])))
     return ", ".join(parts)
 
 
+def paper(entry: Mapping[str, Any]) -> str:
+    """The system that a student's method belongs to, as a link to its page."""
+    number = SYSTEM_OF.get(trained_as(entry), "") if "training_seconds" in entry["card"] else ""
+    name = f"{number}-{system(number).slug}" if number else ""
+    return f"[{number}](systems/{name}.md)" if number else ""
+
+
 def cost(told: Mapping[str, Any]) -> tuple[str, str, str]:
-    """Evaluations and minutes of all stages of a student, and what it learned from; dashes for what is no student."""
+    """Evaluations and minutes of all stages of a student, and what it learned from; nothing of what is no student."""
     if "method" not in told or "training_seconds" not in told:
         return "", "", ""
     stages = told.get("stages") or [told]
     spent = sum((s.get("training_evaluations") or 0) + (s.get("pair_evaluations") or 0) for s in stages)
     seconds = sum(s.get("training_seconds") or 0 for s in stages)
-    return f"{spent / 1e6:.1f}M", f"{seconds / 60:.1f}", ", ".join(told.get("learns_from", ()))
+    return f"{spent / 1e6:.1f}M", f"{seconds / 60:.1f}", ", ".join(told.get("learns_from") or ["images"])
 
 
-HEAD = ["method", "steps", "fid@digits", "/ teacher's ODE", "fd-pixel", "precision", "recall", "parameters"]
-HEAD += ["evaluations in training", "minutes", "learns from"]
+COLUMNS = (1, 2, 4)
+OVERVIEW = ["trained by scoreline", "system", *(f"{n} step{'s' * (n > 1)}" for n in COLUMNS), "parameters"]
+OVERVIEW += ["evaluations in training", "minutes", "learns from"]
+DETAILS = ["trained by scoreline", "steps", "fid@digits", "/ teacher's ODE", "fd-pixel", "precision", "recall"]
+STAGES = ("rectified-flow",)
+SYSTEM_OF = {
+    "cd": "14", "ict": "14", "ctm": "34", "scott": "10", "instaflow": "13", "rfpp": "19", "slimflow": "31",
+    "dmd2": "32", "dmd": "32", "diff-instruct": "32", "sim": "20", "sid": "20", "f-distill": "21", "msd": "30",
+    "guided-distillation": "17", "progressive": "17", "digits": "36", "sfd": "36",
+}  # fmt: skip
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -200,11 +245,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     made.add_argument("--page", type=Path, default=None, metavar="FILE", help="write the record's table into the page")
     chosen = made.parse_args(argv)
     record = run(chosen) if chosen.page is None else json.loads(chosen.json.read_text(encoding="utf-8"))
-    lines = rows(record)
-    print(table(HEAD, lines))
+    print(table(OVERVIEW, overview(record)))
     if chosen.page is not None:
         floor = ", ".join(f"{name} {value:.3g}" for name, value in record["floor"].items())
-        texts = {"table": markdown(HEAD, lines), "floor": f"Floor (10,000 draws from the training split): {floor}."}
+        texts = {
+            "table": markdown(OVERVIEW, overview(record)),
+            "details": markdown(DETAILS, details(record)),
+            "floor": f"Floor (10,000 draws from the training split): {floor}.",
+        }
         save(chosen.page, placed(chosen.page.read_text(encoding="utf-8"), "students", texts))
 
 
