@@ -157,12 +157,16 @@ def over(record: Mapping[str, Any]) -> dict[str, float]:
 
 
 def overview(record: Mapping[str, Any]) -> list[list[object]]:
-    """A row for each training, the best at the fewest steps first: quality at 1, 2 and 4 steps, and what it cost."""
-    ratio, found = over(record), {}
+    """A row for each training, the best at its fewest steps first, the teacher last: quality at 1, 2, 4 steps, cost."""
+    ratio, found, lines = over(record), dict[str, dict[int, str]](), []
     for key, e in record["arms"].items():
         found.setdefault(title(e), {})[e["steps"]] = key
-    lines = []
-    for name, at in sorted(found.items(), key=lambda item: (min(item[1]), ratio[item[1][min(item[1])]])):
+
+    def order(item: tuple[str, dict[int, str]]) -> tuple[bool, int, float]:
+        name, at = item
+        return not name.startswith("`"), min(at), ratio[at[min(at)]]
+
+    for name, at in sorted(found.items(), key=order):
         if 64 in at:  # the teacher's converged ODE, the measure of all others
             continue
         cells = []
@@ -195,12 +199,11 @@ def trained_as(entry: Mapping[str, Any]) -> str:
 
 def title(entry: Mapping[str, Any]) -> str:
     """The command of a student's training, its stage where that is not the last, and the classes if only some."""
-    told = entry["card"]
-    if "training_seconds" not in told:
-        return str(entry["name"])
-    parts = [f"`{told['command'].removeprefix('scoreline ')}`"]
+    told, parts = entry["card"], [str(entry["name"])]
+    if "training_seconds" in told:
+        parts = [f"`{told['command'].removeprefix('scoreline ')}`"]
     if entry["name"] in STAGES:
-        parts.append(f"its {entry['name']}")
+        parts.append(f"its stage {entry['name']}")
     if entry.get("classes"):
         parts.append("classes " + " ".join(map(str, entry["classes"])))
     return ", ".join(parts)
