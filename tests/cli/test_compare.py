@@ -205,7 +205,7 @@ def test_killed_while_storing_and_started_again_ends_with_the_same_results(
 def test_ctrl_c_leaves_one_line_and_a_run_that_goes_on(scoreline: Any, tiny: str, tmp_path: Path) -> None:
     command = ["compare", tiny, "--samplers", "ddim", "--nfe", "40,41,42,43,44,45", "--count", "4000", "--pairs", "4"]
     command += ["--seeds", "0:400", "--features", "pixels", "--json", "--out", "demo"]
-    # Where these tests run in the background of a script, interrupts are ignored, and what they start would inherit that.
+    # In the background of a script interrupts are ignored, and what is started there inherits that.
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     run = subprocess.Popen(
         [sys.executable, "-m", "scoreline", *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
